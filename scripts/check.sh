@@ -1,0 +1,11 @@
+#!/bin/sh
+# Set up a virtual environment and run every check: lint, types, tests with coverage.
+set -eu
+cd "$(dirname "$0")/.."
+[ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
+.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/mypy
+.venv/bin/python scripts/make_reference.py --check
+.venv/bin/python -m pytest -n 2 --cov

@@ -1,0 +1,202 @@
+"""The command line: the only place that prints and exits."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tgsent.config import RunConfig
+    from tgsent.data import Dataset
+    from tgsent.records import Split
+
+from tgsent import __version__
+from tgsent.errors import TgsentError
+
+app = typer.Typer(
+    name="tgsent",
+    help="Fine-tune generative language models to classify your texts, and see how good they are.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_EXAMPLES = """
+[bold]Examples[/bold]
+
+  tgsent run -c smoke
+    three tiny models on made-up tweets: no download, a minute or so
+
+  tgsent run --model gpt2 --trials 3
+    fine-tune GPT-2 on Sentiment140, three trials
+
+  tgsent run -m t5 --set data.path=reviews.csv --set data.sample_size=null
+    your own texts: a CSV file with the columns text and label
+
+  tgsent run -m gpt2 -m ./my-model --set training.epochs=2 --dry-run
+    what would be done, and how much work it is
+
+[bold]Exit codes[/bold]  0 done; 1 a trial failed; 2 command, config or data are wrong;
+3 something needed cannot be reached; 130 interrupted (the same command resumes).
+"""
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tgsent {__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog="Start with: tgsent run -c smoke")
+def _tgsent(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Fine-tune generative language models to classify your texts, and see how good they are."""
+
+
+@app.command(epilog=_EXAMPLES)
+def run(
+    config: Annotated[
+        str,
+        typer.Option(
+            "-c",
+            "--config",
+            help="A YAML file, or a shipped config: smoke, default, article.",
+        ),
+    ] = "default",
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-m",
+            "--model",
+            help="gpt2, gpt-neo, t5, a Hub id, or a folder with a model; repeat for more."
+            " Replaces the config's list.",
+        ),
+    ] = None,
+    trials: Annotated[int | None, typer.Option("-n", "--trials", help="Number of trials.")] = None,
+    output: Annotated[
+        str | None,
+        typer.Option("-o", "--output", metavar="DIR", help="Folder of the run folders."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Set any key of the config, for example training.epochs=3; repeat for more.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document instead of the table.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no notes.")] = False,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Start over; old results are moved aside, not deleted."),
+    ] = False,
+) -> None:
+    """Fine-tune and score the models of a config on the same splits.
+
+    The same command again goes on where the last one stopped.
+    """
+    from tgsent.config import load
+
+    settings = load(
+        config, models=model or (), trials=trials, output_dir=output, overrides=overrides or ()
+    )
+    _quiet_libraries()
+
+    from rich.console import Console
+
+    from tgsent.data import load_dataset, make_splits
+    from tgsent.progress import make_progress
+
+    errors = Console(stderr=True)
+    dataset = load_dataset(settings.data)
+    splits = make_splits(dataset, settings)
+    if not quiet:
+        for note in dataset.notes(splits):
+            _complain(note)
+    if dry_run:
+        _print_plan(settings, dataset, splits, as_json=as_json)
+        return
+
+    from tgsent.execute import run as execute
+    from tgsent.report import results_table
+    from tgsent.store import to_json
+
+    results = execute(
+        settings,
+        dataset,
+        splits,
+        fresh=fresh,
+        command=["tgsent", *sys.argv[1:]],
+        progress=make_progress(errors, quiet=quiet),
+    )
+    if as_json:
+        sys.stdout.write(to_json(results))
+    else:
+        # a file or a pipe has no width: nothing may be cut there
+        Console(width=None if sys.stdout.isatty() else 250).print(results_table(results))
+    failures = [(m["model"], f) for m in results["models"] for f in m["failed"]]
+    for name, failure in failures:
+        _complain(f"{name} trial {failure['trial']} failed: {failure['reason']}")
+    if failures:
+        raise typer.Exit(1)
+
+
+def _print_plan(
+    settings: RunConfig, dataset: Dataset, splits: Sequence[Split], *, as_json: bool
+) -> None:
+    from tgsent.plan import make_plan, to_text
+    from tgsent.store import to_json
+
+    plan, missing = make_plan(settings, dataset, splits)
+    sys.stdout.write(to_json(plan) if as_json else to_text(plan, settings.to_yaml()))
+    for error in missing:
+        _complain(str(error))
+    if missing:
+        raise typer.Exit(missing[0].exit_code)
+
+
+def _quiet_libraries() -> None:
+    """Keep the libraries' own talk off the terminal, unless the user asked for it."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+def _complain(message: str) -> None:
+    typer.echo(f"tgsent: {message}", err=True)
+
+
+def main() -> None:
+    """Run the command line and exit with the code that the documentation promises."""
+    debug = os.environ.get("TGSENT_DEBUG") == "1"
+    try:
+        code = app(standalone_mode=False)
+    except TgsentError as error:
+        if debug:
+            traceback.print_exc()
+        _complain(str(error))
+        code = error.exit_code
+    except typer.TyperException as error:  # of the command line itself
+        _complain(f"{error.format_message()} (tgsent --help shows the way)")
+        code = error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        _complain("interrupted; finished trials are kept, and the same command goes on from there")
+        code = 130
+    sys.exit(code)

@@ -1,0 +1,642 @@
+"""The config: YAML, checked whole, into frozen sections; and the recipe of one trial.
+
+Every field carries its documentation as the docstring below it; `docs/configuration.md` and
+`configs/default.yaml` are written from there.
+"""
+
+from __future__ import annotations
+
+import codecs
+import copy
+import difflib
+import hashlib
+import json
+import math
+import re
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from importlib import resources
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from tgsent import yaml_source
+from tgsent.errors import ConfigError
+from tgsent.yaml_source import Source
+
+SHIPPED = ("smoke", "default", "article")
+
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# scikit-learn and NumPy take seeds of 32 bits
+Seed = Annotated[int, Field(ge=0, lt=2**32 - 10_000)]
+Column = Annotated[str, Field(min_length=1)] | Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A part of the config: frozen, no unknown keys, no silent conversions."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
+
+
+_S = TypeVar("_S", bound=Section)
+
+
+class DataConfig(Section):
+    """Which texts, and how they are sampled and split."""
+
+    path: Annotated[str, Field(min_length=1)] = "sentiment140"
+    """`sentiment140`; `sample`, the made-up tweets that are shipped; or a .csv, .tsv, .jsonl or
+    .parquet file, relative to the working folder."""
+    text_column: Column | None = None
+    """Name of the column with the texts, or its position from 0 in a CSV or TSV file without a
+    header. `null`: `text`, or the column of the known layout."""
+    label_column: Column | None = None
+    """The same for the labels. `null`: `label`, or the column of the known layout."""
+    labels: dict[str, str] | None = None
+    """`{value in the file: label word}`. `null`: the values themselves are the words
+    (Sentiment140's layout: `{0: negative, 4: positive}`)."""
+    encoding: str | None = None
+    """Encoding of a CSV, TSV or JSONL file. `null`: UTF-8 (Sentiment140's layout: ISO-8859-1)."""
+    deduplicate: bool = True
+    """Drop repeated texts before sampling; the first stays."""
+    sample_size: PositiveInt | None = 10_000
+    """Number of texts drawn for the experiment. `null`: all."""
+    sample_seed: Seed = 1
+    """Seed of that draw."""
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Share of the sample held out for testing, stratified by label."""
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _label_values_are_text(cls, labels: Any) -> Any:
+        """Take `0: negative` as well as `"0": negative`: files hold text."""
+        if not isinstance(labels, dict):
+            return labels
+        return {
+            json.dumps(value) if isinstance(value, bool) else str(value): (
+                str(word) if _is_number(word) else word
+            )
+            for value, word in labels.items()
+        }
+
+    @field_validator("labels")
+    @classmethod
+    def _labels_can_be_told_apart(cls, labels: dict[str, str] | None) -> dict[str, str] | None:
+        if labels is not None:
+            if len(labels) < 2:
+                raise PydanticCustomError("labels", "needs at least two labels")
+            if problem := label_words_problem(tuple(labels.values())):
+                raise PydanticCustomError("labels", "{problem}", {"problem": problem})
+        return labels
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_exists(cls, encoding: str | None) -> str | None:
+        if encoding is not None:
+            try:
+                codecs.lookup(encoding)
+            except (LookupError, ValueError):
+                raise PydanticCustomError(
+                    "encoding", "is no known encoding; try utf-8, iso-8859-1 or cp1252"
+                ) from None
+        return encoding
+
+    @model_validator(mode="after")
+    def _every_label_is_tested(self) -> Self:
+        least = len(self.labels) if self.labels else 2
+        if self.sample_size is not None:
+            n_test = math.ceil(self.test_fraction * self.sample_size)
+            if n_test < least or self.sample_size - n_test < least:
+                raise PydanticCustomError(
+                    "test_fraction",
+                    "test_fraction {fraction} of {size} texts makes {n_test} for testing and"
+                    " {n_train} for training: every one of {least} labels needs a text in both",
+                    {
+                        "fraction": self.test_fraction,
+                        "size": self.sample_size,
+                        "n_test": n_test,
+                        "n_train": self.sample_size - n_test,
+                        "least": least,
+                    },
+                )
+        return self
+
+
+class PromptConfig(Section):
+    """How a text becomes a prompt and a label its completion."""
+
+    input: str = "Tweet: {text}\nSentiment:"
+    """The prompt; `{text}` stands for the text, every other character for itself."""
+    target: str = " {label}"
+    """The completion, which follows the prompt without anything between. A space between the two
+    belongs here: language models have one token for a space and the word after it."""
+    start_token: Annotated[str, Field(min_length=1)] | None = None
+    """Special token before the prompt, added to the vocabulary where it is new. `null`: the
+    tokenizer's own beginning-of-text token where it has one (GPT-2 and GPT-Neo), else none (T5)."""
+
+    @field_validator("input")
+    @classmethod
+    def _input_has_one_text(cls, template: str) -> str:
+        if template.count("{text}") != 1:
+            raise PydanticCustomError("template", "must contain {text} exactly once")
+        if template.endswith((" ", "\t")):
+            raise PydanticCustomError(
+                "template", "must not end in a space: write it at the beginning of prompt.target"
+            )
+        return template
+
+    @field_validator("target")
+    @classmethod
+    def _target_has_one_label(cls, template: str) -> str:
+        if template.count("{label}") != 1:
+            raise PydanticCustomError("template", "must contain {label} exactly once")
+        return template
+
+
+class TrainingConfig(Section):
+    """How a model is fine-tuned."""
+
+    init: Literal["pretrained", "random", "tiny"] = "pretrained"
+    """`pretrained`; `random`: architecture and tokenizer of the model, fresh weights; `tiny`: a
+    small built-in architecture of the same family, its tokenizer trained on the training split."""
+    epochs: PositiveInt = 3
+    """Passes over the training split."""
+    batch_size: PositiveInt = 32
+    """Texts per optimizer step."""
+    gradient_accumulation: PositiveInt = 1
+    """Parts in which a batch is computed, to save memory; the gradient stays that of the batch."""
+    learning_rate: PositiveFloat | Literal["auto"] = "auto"
+    """Peak of the schedule. `auto`: 6.25e-5 for causal and 3e-4 for seq2seq models; 2e-3 with
+    `init: tiny` and 3e-4 with `init: random`, which start from nothing."""
+    warmup_steps: NotNegativeFloat = 0.1
+    """Optimizer steps of linear warm-up before the linear decay; below 1: a share of all steps."""
+    weight_decay: NotNegativeFloat = 0.01
+    """AdamW's decoupled weight decay, on matrices only."""
+    max_grad_norm: PositiveFloat | None = 1.0
+    """Gradients are scaled down to this norm. `null`: never."""
+    loss: Literal["label", "full"] = "label"
+    """Which tokens of a causal model's training text count: `label`: the label and the end token;
+    `full`: the whole prompt as well. A seq2seq model is always trained on its completion."""
+    loss_on_padding: bool = False
+    """Count the padding as well, with `loss: full`: a fault of the article's recipe, here for the
+    sake of comparison only."""
+    max_tokens: PositiveInt = 512
+    """Longest training text in tokens (seq2seq: longest prompt). A longer text loses its own end,
+    never the rest of the prompt."""
+    padding: Literal["longest", "max_tokens"] = "longest"
+    """`longest`: batches of texts of about one length, padded to their longest; `max_tokens`:
+    batches at random, every text padded to `max_tokens`, as in the article."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """`auto`: bf16 where the device computes it natively, else fp32."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """`auto`: the accelerator, where there is one."""
+
+    @model_validator(mode="after")
+    def _padding_counts_only_in_full(self) -> Self:
+        if self.loss_on_padding and self.loss != "full":
+            raise PydanticCustomError("loss_on_padding", "counts only with `loss: full`")
+        return self
+
+    @field_validator("warmup_steps")
+    @classmethod
+    def _whole_steps(cls, steps: float) -> float:
+        if steps >= 1 and steps != int(steps):
+            raise PydanticCustomError("warmup", "must be a whole number of steps, or below 1")
+        return steps
+
+
+class EvaluationConfig(Section):
+    """How the held-out texts are classified."""
+
+    decoding: Literal["free", "constrained", "score"] = "free"
+    """`free`: greedy text, then parsed; `constrained`: greedy over the label words only; `score`:
+    the likeliest label word, with probabilities."""
+    batch_size: PositiveInt = 64
+    """Texts classified at once; the answers do not depend on it."""
+
+
+class OutputConfig(Section):
+    """Where results go."""
+
+    dir: Annotated[str, Field(min_length=1)] = "runs"
+    """Folder of the run folders."""
+    save_model: Literal["none", "first", "all"] = "none"
+    """Of which trials the fine-tuned model is kept."""
+
+
+class ModelConfig(Section):
+    """One model of the comparison, and where it departs from the common recipe."""
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
+
+    model: Annotated[str, Field(min_length=1)]
+    """Alias (`gpt2`, `gpt-neo`, `t5`), Hub id, or folder that holds a model."""
+    as_: Annotated[str, Field(min_length=1)] | None = Field(default=None, alias="as")
+    """Its name in tables and folders. `null`: the last part of `model`."""
+    prompt: dict[str, Any] = {}
+    """Keys of `prompt` that differ for this model."""
+    training: dict[str, Any] = {}
+    """Keys of `training` that differ for this model."""
+
+    @property
+    def name(self) -> str:
+        """Name in tables and folders."""
+        return self.as_ or re.sub(
+            r"[^\w.@-]", "-", self.model.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+        )
+
+    @field_validator("as_")
+    @classmethod
+    def _name_is_a_folder_name(cls, name: str | None) -> str | None:
+        if name is not None and (re.search(r'[/\\:*?"<>|\x00-\x1f]', name) or name.startswith(".")):
+            raise PydanticCustomError(
+                "as", 'must be a folder name, without any of / \\ : * ? " < > |'
+            )
+        return name
+
+
+class RunConfig(Section):
+    """The whole config of a run."""
+
+    name: Annotated[str, Field(pattern=r'^[^./\\:*?"<>|\x00-\x1f][^/\\:*?"<>|\x00-\x1f]*$')] = (
+        "default"
+    )
+    """Name of the run and of its folder; a config file without one lends its own name."""
+    models: Annotated[tuple[ModelConfig, ...], Field(min_length=1, strict=False)] = (
+        ModelConfig(model="gpt2"),
+        ModelConfig(model="gpt-neo"),
+        ModelConfig(model="t5"),
+    )
+    """Models to compare: alias, Hub id or folder; or a mapping
+    `{model: ..., as: ..., prompt: {...}, training: {...}}` to override per model."""
+    trials: PositiveInt = 3
+    """Number of trials, each with a split of its own that all models share."""
+    seed: Seed = 1
+    """Trial k splits and trains with `seed + k - 1`."""
+    data: DataConfig = DataConfig()
+    prompt: PromptConfig = PromptConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    output: OutputConfig = OutputConfig()
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _plain_names(cls, models: Any) -> Any:
+        if isinstance(models, list):
+            return [{"model": m} if isinstance(m, str) else m for m in models]
+        return models
+
+    @field_validator("models")
+    @classmethod
+    def _each_model_once(cls, models: tuple[ModelConfig, ...]) -> tuple[ModelConfig, ...]:
+        seen: set[str] = set()
+        for model in models:
+            if model.name.casefold() in seen:
+                raise PydanticCustomError(
+                    "models",
+                    'two models are called "{name}"; give one of them another name with `as`',
+                    {"name": model.name},
+                )
+            seen.add(model.name.casefold())
+        return models
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.output.dir) / self.name
+
+    def trial_specs(self, labels: Sequence[str]) -> list[TrialSpec]:
+        """All trials, model by model, for data with these label words."""
+        return [
+            TrialSpec(
+                model=model.model,
+                name=model.name,
+                trial=trial,
+                seed=self.seed + trial - 1,
+                labels=tuple(labels),
+                prompt=_override(self.prompt, model.prompt),
+                training=_override(self.training, model.training),
+                evaluation=self.evaluation,
+                save_model=self.output.save_model == "all"
+                or (self.output.save_model == "first" and trial == 1),
+            )
+            for model in self.models
+            for trial in range(1, self.trials + 1)
+        ]
+
+    def dump(self) -> dict[str, Any]:
+        """Give the config as plain values that `load` takes back unchanged."""
+        values = self.model_dump(mode="json", by_alias=True)
+        for model in values["models"]:
+            for key in ("as", "prompt", "training"):
+                if not model[key]:
+                    del model[key]
+        values["models"] = [m["model"] if len(m) == 1 else m for m in values["models"]]
+        return values
+
+    def to_yaml(self) -> str:
+        """Give the config as YAML that round-trips."""
+        return yaml_source.dump(self.dump())
+
+
+class TrialSpec(Section):
+    """The recipe of one trial of one model: all, beside the split, that its result depends on."""
+
+    model: str
+    name: str
+    trial: int
+    seed: int
+    labels: tuple[str, ...]
+    prompt: PromptConfig
+    training: TrainingConfig
+    evaluation: EvaluationConfig
+    save_model: bool = False
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of all settings that can change the score."""
+        settings = self.model_dump(
+            mode="json",
+            exclude={
+                "name": True,
+                "trial": True,
+                "save_model": True,
+                "training": {"device"},
+                "evaluation": {"batch_size"},
+            },
+        )
+        canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @property
+    def title(self) -> str:
+        """Name for people."""
+        return f"{self.name} trial {self.trial}"
+
+
+def label_words_problem(words: Sequence[str]) -> str | None:
+    """Say why these label words cannot be told apart in generated text, or None if they can."""
+    for word in words:
+        if not word.strip() or word != " ".join(word.split()):
+            return f"the label word {word!r} is empty or has white space at an end or doubled"
+    for one, other in combinations(words, 2):
+        if one == other:
+            return f'the label word "{one}" stands twice'
+        short, long = sorted((one, other), key=len)
+        if long.startswith(short):
+            return (
+                f'the label word "{short}" is the beginning of "{long}":'
+                " give them other words with data.labels"
+            )
+    return None
+
+
+def load(
+    config: str | None = None,
+    *,
+    models: Sequence[str] = (),
+    trials: int | None = None,
+    output_dir: str | None = None,
+    overrides: Sequence[str] = (),
+) -> RunConfig:
+    """Read a config file or a shipped config, apply what the command line says, and check it all.
+
+    `overrides` are `KEY=VALUE` with a dotted key. Raises ConfigError that lists every mistake.
+    """
+    source = _read(config or "default")
+    values = source.value
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source.name}: a config is a mapping of keys, such as `trials: 3`")
+    values.setdefault("name", re.sub(r'[\\:*?"<>|]', "-", Path(config or "default").stem))
+    values.setdefault("models", [m.model for m in RunConfig.model_fields["models"].default])
+
+    command: dict[yaml_source.Path, str] = {}  # what the command line says, by key
+    if models:
+        values["models"] = _pick_models(values["models"], models)
+        command["models",] = "--model"
+    if trials is not None:
+        values["trials"] = trials
+        command["trials",] = "--trials"
+    if output_dir is not None:
+        _assign(values, ("output", "dir"), output_dir, "--output")
+        command["output", "dir"] = "--output"
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise ConfigError(
+                f"--set {override}: must be KEY=VALUE, for example --set training.epochs=3"
+            )
+        path = _dotted(key)
+        _assign(values, path, yaml_source.parse_scalar(text), f"--set {override}")
+        command[path] = f"--set {key}"
+    return _validate(values, source, command)
+
+
+def _read(config: str) -> Source:
+    if config in SHIPPED:
+        return yaml_source.parse(shipped(f"configs/{config}.yaml").decode(), f"config {config}")
+    path = Path(config)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{config}: not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        hint = ""
+        if path.suffix not in {".yaml", ".yml"}:
+            near = difflib.get_close_matches(config, SHIPPED, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; shipped: {', '.join(SHIPPED)}"
+        raise ConfigError(f"{config}: cannot read this config: {error.strerror}{hint}") from None
+    except ValueError as error:
+        raise ConfigError(f"{config!r}: cannot read this config: {error}") from None
+    return yaml_source.parse(text, config)
+
+
+def shipped(name: str) -> bytes:
+    """Read a file that is shipped with tgsent: from the wheel, or from a source checkout."""
+    inside = resources.files("tgsent") / "_shipped" / name
+    if inside.is_file():
+        return inside.read_bytes()
+    return (Path(__file__).parents[2] / name).read_bytes()
+
+
+def _pick_models(listed: Any, names: Sequence[str]) -> list[Any]:
+    """Replace the config's list; a model that the list holds keeps its own settings there."""
+    known: dict[str, Any] = {}
+    for item in listed if isinstance(listed, list) else []:
+        if isinstance(item, dict):
+            for key in ("model", "as"):
+                if isinstance(item.get(key), str):
+                    known.setdefault(item[key], item)
+    return [known.get(name, name) for name in names]
+
+
+def _dotted(key: str) -> yaml_source.Path:
+    return tuple(int(part) if part.isdecimal() else part for part in key.split("."))
+
+
+def _assign(values: Any, path: yaml_source.Path, value: Any, origin: str) -> None:
+    """Set one key, making the mappings above it; the check of the whole names unknown keys."""
+    for depth, part in enumerate(path[:-1]):
+        if isinstance(values, list) and isinstance(part, int) and part < len(values):
+            item = values[part]
+            # a copy, as a YAML alias may stand for the same mapping elsewhere
+            values[part] = {"model": item} if isinstance(item, str) else copy.copy(item)
+            values = values[part]
+        elif isinstance(values, dict):
+            values[part] = {} if values.get(part) is None else copy.copy(values[part])
+            values = values[part]
+        if not isinstance(values, dict | list):
+            dotted = ".".join(map(str, path[: depth + 1]))
+            raise ConfigError(f"{origin}: {dotted} holds no keys")
+    last = path[-1]
+    if isinstance(values, dict):
+        values[last if not isinstance(last, int) else str(last)] = value
+    elif isinstance(last, int) and last < len(values):
+        values[last] = value
+    else:
+        raise ConfigError(f"{origin}: {'.'.join(map(str, path[:-1]))} has no item {last}")
+
+
+def _override(section: _S, changes: Mapping[str, Any]) -> _S:
+    return type(section).model_validate({**section.model_dump(), **changes})
+
+
+class _Mistake(NamedTuple):
+    path: yaml_source.Path
+    message: str
+    value: str
+    """The wrong value, where it helps to show it."""
+
+
+def _validate(values: Any, source: Source, command: Mapping[yaml_source.Path, str]) -> RunConfig:
+    mistakes: list[_Mistake] = []
+    config = None
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        mistakes += _mistakes(error, RunConfig)
+    mistakes += _model_mistakes(values, config)
+    if mistakes or config is None:
+        messages: dict[tuple[yaml_source.Path, str], list[str]] = {}
+        for path, message, value in dict.fromkeys(mistakes):
+            messages.setdefault((path, value), []).append(message)
+        lines = []
+        for (path, value), alternatives in messages.items():
+            text = " or ".join(alternatives).replace(" or must be ", " or ")
+            origin = _origin(path, source, command)
+            lines.append(f"  {'.'.join(map(str, path))} ({origin}): {text}{value}")
+        count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
+        raise ConfigError("\n".join([f"{source.name}: {count} in the config", *lines]))
+    return config
+
+
+def _origin(path: yaml_source.Path, source: Source, command: Mapping[yaml_source.Path, str]) -> str:
+    for length in range(len(path), 0, -1):
+        if path[:length] in command:
+            return command[path[:length]]
+    if path not in source.lines:
+        for key, flag in command.items():
+            if key[: len(path)] == path:
+                return flag
+    return source.where(path)
+
+
+def _model_mistakes(values: Any, config: RunConfig | None) -> Iterable[_Mistake]:
+    """Check what models override, even where other parts of the config are wrong."""
+    models = values.get("models")
+    for index, item in enumerate(models if isinstance(models, list) else []):
+        for key, section in (("prompt", PromptConfig), ("training", TrainingConfig)):
+            changes = item.get(key) if isinstance(item, dict) else None
+            if not isinstance(changes, dict):
+                continue
+            base = getattr(config, key).model_dump() if config else {}
+            try:
+                section.model_validate({**base, **changes})
+            except ValidationError as error:
+                for mistake in _mistakes(error, section):
+                    if config or mistake.path[0] in changes:
+                        yield mistake._replace(path=("models", index, key, *mistake.path))
+
+
+# pydantic's own messages, in the words of people who write YAML
+_MESSAGES = {
+    "bool_type": "must be true or false",
+    "dict_type": "must be a mapping of keys",
+    "finite_number": "must be a finite number",
+    "float_type": "must be a number",
+    "int_type": "must be a whole number",
+    "missing": "this key is needed",
+    "model_type": "must be a mapping of keys",
+    "string_pattern_mismatch": 'must be a folder name, without any of / \\ : * ? " < > |'
+    " and without a dot at the beginning",
+    "string_too_short": "must not be empty",
+    "string_type": "must be a text",
+    "too_short": "must name at least one",
+    "tuple_type": "must be a list",
+}
+
+
+def _mistakes(error: ValidationError, section: type[Section]) -> list[_Mistake]:
+    return [
+        _describe(one, section)
+        for one in error.errors()
+        # pydantic counts only the items that are right themselves
+        if not (one["type"] == "too_short" and one["input"])
+    ]
+
+
+def _describe(error: ErrorDetails, section: type[Section]) -> _Mistake:
+    """Turn one of pydantic's errors into a path in the YAML and a sentence."""
+    kind, path = error["type"], error["loc"]
+    if kind in {"extra_forbidden", "invalid_key"}:
+        keys = _keys_beside(path, section)
+        near = difflib.get_close_matches(str(path[-1]), keys, n=1, cutoff=0.5)
+        hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(keys)}"
+        return _Mistake(path, f"unknown key; {hint}", "")
+    path = tuple(part for part in path if not _is_union_branch(part))
+    message = _MESSAGES.get(kind, error["msg"].replace("Input should be", "must be"))
+    if kind in {"test_fraction", "loss_on_padding"}:  # found by comparing two keys
+        return _Mistake((*path, kind), message, "")
+    if kind in {"labels", "models", "missing"}:
+        return _Mistake(path, message, "")
+    return _Mistake(path, message, f", not {_short(error['input'])}")
+
+
+def _is_union_branch(part: str | int) -> bool:
+    """Tell pydantic's names of union branches, which are no keys, from keys."""
+    return isinstance(part, str) and (
+        "[" in part
+        or part in {"float", "int", "str"}
+        or part in {"constrained-float", "constrained-int", "constrained-str"}
+    )
+
+
+def _keys_beside(path: yaml_source.Path, top: type[Section]) -> list[str]:
+    section: type[BaseModel] = top
+    for part in path[:-1]:
+        if part == "models" or isinstance(part, int):
+            section = ModelConfig
+            continue
+        field = section.model_fields.get(str(part))
+        default = field.default if field else None
+        section = type(default) if isinstance(default, BaseModel) else section
+    return [field.alias or name for name, field in section.model_fields.items()]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _short(value: Any) -> str:
+    """Show a wrong value briefly, however large it is."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return reprlib.repr(value)

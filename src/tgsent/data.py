@@ -1,0 +1,390 @@
+"""Labelled texts: where they come from, what is wrong with them, the sample and the splits."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from sklearn.model_selection import train_test_split
+
+from tgsent.config import DataConfig, RunConfig, label_words_problem, shipped
+from tgsent.errors import DataError, UnavailableError
+from tgsent.records import Example, Split
+
+SENTIMENT140_FILE = "training.1600000.processed.noemoticon.csv"
+_SENTIMENT140_COLUMNS = ("0", "5")
+_SENTIMENT140_LABELS = {"0": "negative", "4": "positive"}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The texts of one experiment, sampled, with label words, and how they came about."""
+
+    frame: pd.DataFrame
+    """Columns `text` and `label` (label words); the sample, in the order drawn."""
+    labels: tuple[str, ...]
+    """The label words, in the order of `data.labels`, else sorted."""
+    sha256: str
+    """Hash of the file."""
+    source: str
+    is_sentiment140: bool
+    """Whether the file has Sentiment140's layout and is not the shipped sample."""
+    rows: int
+    """Rows in the file."""
+    duplicates: int
+    """Rows that repeat the text of an earlier one."""
+    dropped: int
+    """Rows dropped for that reason."""
+
+    def notes(self, splits: Sequence[Split]) -> list[str]:
+        """Say what a user should know of these data, in one line each."""
+        notes = []
+        if self.dropped:
+            notes.append(f"{self.source}: {self.dropped} repeated texts were dropped")
+        overlaps = [split.overlap for split in splits]
+        if any(overlaps):
+            counts = ", ".join(f"{split.overlap} in trial {split.trial}" for split in splits)
+            notes.append(
+                f"{self.source}: test texts that also stand in the training part: {counts};"
+                " data.deduplicate: true avoids that"
+            )
+        return notes
+
+
+def load_dataset(config: DataConfig) -> Dataset:
+    """Read, check, deduplicate and sample.
+
+    The sample is `DataFrame.sample(sample_size, random_state=sample_seed)` of all rows that are
+    left. Raises DataError for anything that is wrong with the file, UnavailableError for a data
+    set that is not on this machine.
+    """
+    content, name = _content(config.path)
+    table = _read_table(content, name, config)
+    if table.empty:
+        raise DataError(f"{name}: holds no texts")
+    known_layout = table.attrs.get("sentiment140", False)
+    words = config.labels or (_SENTIMENT140_LABELS if known_layout else None)
+    frame, labels = _label_words(table, words, name)
+    repeated = frame.duplicated("text")
+    rows, duplicates = len(frame), int(repeated.sum())
+    if config.deduplicate:
+        frame = frame[~repeated].reset_index(drop=True)
+    if config.sample_size is not None:
+        if config.sample_size > len(frame):
+            left = f" ({rows} before repeated texts were dropped)" if len(frame) < rows else ""
+            raise DataError(
+                f"{name}: data.sample_size is {config.sample_size}, but there are {len(frame)}"
+                f" texts{left}; lower it, or take all with --set data.sample_size=null"
+            )
+        frame = frame.sample(config.sample_size, random_state=config.sample_seed)
+    return Dataset(
+        frame=frame,
+        labels=labels,
+        sha256=hashlib.sha256(content).hexdigest(),
+        source=name,
+        is_sentiment140=known_layout and config.path != "sample",
+        rows=rows,
+        duplicates=duplicates,
+        dropped=duplicates if config.deduplicate else 0,
+    )
+
+
+def make_splits(dataset: Dataset, config: RunConfig) -> tuple[Split, ...]:
+    """Split the sample once per trial, stratified by label; every model gets the same splits.
+
+    Trial k is scikit-learn's `train_test_split` with `random_state = seed + k - 1`. Raises
+    DataError where a label has no text in one of the parts.
+    """
+    return tuple(
+        _split(dataset, config.data.test_fraction, trial, config.seed + trial - 1)
+        for trial in range(1, config.trials + 1)
+    )
+
+
+def _split(dataset: Dataset, test_fraction: float, trial: int, seed: int) -> Split:
+    counts = Counter(dataset.frame["label"])
+    advice = "add texts of it, drop it, or raise data.sample_size or data.test_fraction"
+    for label in dataset.labels:
+        if counts[label] < 2:
+            raise DataError(
+                f'{dataset.source}: the label "{label}" has {counts[label]} of the'
+                f" {len(dataset.frame)} sampled texts, and a split needs at least 2: {advice}"
+            )
+    try:
+        train, test = train_test_split(
+            dataset.frame,
+            test_size=test_fraction,
+            stratify=dataset.frame["label"],
+            random_state=seed,
+        )
+    except ValueError as error:
+        raise DataError(f"{dataset.source}: cannot be split: {error}") from None
+    parts = {"training": _examples(train), "test": _examples(test)}
+    for part, examples in parts.items():
+        for label in dataset.labels:
+            if not any(example.label == label for example in examples):
+                raise DataError(
+                    f'{dataset.source}: the label "{label}" ({counts[label]} texts) has no text in'
+                    f" the {part} part of trial {trial}"
+                    f" (data.test_fraction {test_fraction}): {advice}"
+                )
+    train_texts = {example.text for example in parts["training"]}
+    return Split(
+        trial=trial,
+        seed=seed,
+        train=parts["training"],
+        test=parts["test"],
+        sha256=_hash(parts["training"], parts["test"]),
+        overlap=sum(example.text in train_texts for example in parts["test"]),
+    )
+
+
+def _examples(frame: pd.DataFrame) -> tuple[Example, ...]:
+    return tuple(map(Example, frame["text"], frame["label"]))
+
+
+def _hash(*parts: Sequence[Example]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        rows = [[example.text, example.label] for example in part]
+        digest.update(json.dumps(rows).encode())
+    return digest.hexdigest()
+
+
+def _content(path: str) -> tuple[bytes, str]:
+    """Give the bytes of the file and what to call it."""
+    if path == "sample":
+        return shipped("data/sample_tweets.csv"), "sample_tweets.csv"
+    file = _sentiment140() if path == "sentiment140" else Path(path)
+    try:
+        return file.read_bytes(), str(file)
+    except OSError as error:
+        raise DataError(
+            f"{file}: cannot read the data: {error.strerror}; data.path is a file, or one of"
+            " sentiment140, sample"
+        ) from None
+    except ValueError as error:
+        raise DataError(f"{path!r}: cannot read the data: {error}") from None
+
+
+def _sentiment140() -> Path:
+    """Find Sentiment140's training file on this machine."""
+    if named := os.environ.get("TGSENT_SENTIMENT140"):
+        return Path(named)
+    local = Path("data") / SENTIMENT140_FILE
+    if local.is_file():
+        return local
+    raise UnavailableError(
+        f"Sentiment140 is not on this machine: {local} does not exist\n"
+        "put the file there or name it in TGSENT_SENTIMENT140, name another with"
+        " --set data.path=FILE,\nor take the shipped made-up tweets with -c smoke"
+    )
+
+
+def _read_table(content: bytes, name: str, config: DataConfig) -> pd.DataFrame:
+    """Read all rows into the columns `text`, `label` (strings) and `row` (number in the file)."""
+    suffix = Path(name).suffix.lower()
+    if suffix == ".parquet":
+        table = _read_parquet(content, name, config)
+    elif suffix in {".jsonl", ".ndjson"}:
+        table = _read_jsonl(_decode(content, name, config.encoding or "utf-8-sig"), name, config)
+    elif suffix in {".csv", ".tsv"}:
+        table = _read_csv(content, name, config, "\t" if suffix == ".tsv" else ",")
+    else:
+        raise DataError(f"{name}: cannot tell the format; use .csv, .tsv, .jsonl or .parquet")
+    for column in ("text", "label"):
+        missing = table["row"][table[column].isna() | (table[column] == "")]
+        if len(missing):
+            raise DataError(f"{name}: {_rows(missing)} without a {column}")
+    blank = table["row"][table["text"].str.strip() == ""]
+    if len(blank):
+        raise DataError(f"{name}: {_rows(blank)} with nothing but white space as text")
+    return table
+
+
+def _read_csv(content: bytes, name: str, config: DataConfig, delimiter: str) -> pd.DataFrame:
+    sentiment140 = (
+        config.text_column is None
+        and config.label_column is None
+        and (_has_sentiment140_layout(content))
+    )
+    default_encoding = "iso-8859-1" if sentiment140 else "utf-8-sig"
+    text = _decode(content, name, config.encoding or default_encoding)
+    if sentiment140:
+        label, column = _SENTIMENT140_COLUMNS
+        header = None
+    else:
+        column, label = _column(config.text_column, "text"), _column(config.label_column, "label")
+        positions = {
+            isinstance(c, int) for c in (config.text_column, config.label_column) if c is not None
+        }
+        if positions == {True, False}:
+            raise DataError(
+                "data.text_column and data.label_column: give two names (the file has a header)"
+                " or two positions (it has none)"
+            )
+        header = None if positions == {True} else 0
+    try:
+        frame = pd.read_csv(
+            io.StringIO(text),
+            sep=delimiter,
+            header=header,
+            dtype=str,
+            keep_default_na=False,
+            na_values=[],
+            skip_blank_lines=True,
+        )
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error, ValueError) as error:
+        raise DataError(f"{name}: cannot be read: {str(error).strip().splitlines()[-1]}") from None
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas took the first column for an index
+        raise DataError(f"{name}: row 1 has more fields than the header")
+    frame.columns = frame.columns.map(str)
+    table = _pick(frame, column, label, name)
+    table["row"] = range(1, len(table) + 1)
+    table.attrs["sentiment140"] = sentiment140
+    return table
+
+
+def _has_sentiment140_layout(content: bytes) -> bool:
+    """Recognise six columns without a header: label 0, 2 or 4, id, date, query, user, text."""
+    first_line = re.split("[\r\n]", content[:10_000].decode("iso-8859-1"), maxsplit=1)[0]
+    fields = next(csv.reader([first_line]), [])
+    return len(fields) == 6 and fields[0] in {"0", "2", "4"} and fields[1].isdecimal()
+
+
+def _read_jsonl(text: str, name: str, config: DataConfig) -> pd.DataFrame:
+    column, label = _column(config.text_column, "text"), _column(config.label_column, "label")
+    rows = list(_json_rows(text, name, column, label))
+    return pd.DataFrame(rows, columns=["text", "label", "row"])
+
+
+def _json_rows(
+    text: str, name: str, column: str, label: str
+) -> Iterator[tuple[str | None, str | None, int]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{name}, line {number}: no JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{name}, line {number}: must be a JSON object with named values")
+        for key in (column, label):
+            if key not in row:
+                raise DataError(f"{name}, line {number}: {_no_column(key, list(row))}")
+        if not isinstance(row[column], str | None):
+            raise DataError(f'{name}, line {number}: "{column}" must be a text')
+        text_and_label = row[column], _as_text(row[label])
+        if any(re.search("[\ud800-\udfff]", value or "") for value in text_and_label):
+            raise DataError(f"{name}, line {number}: a character is cut in half (lone surrogate)")
+        yield *text_and_label, number
+
+
+def _read_parquet(content: bytes, name: str, config: DataConfig) -> pd.DataFrame:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        file = parquet.ParquetFile(pa.BufferReader(content))
+        names = file.schema_arrow.names
+        column, label = _column(config.text_column, "text"), _column(config.label_column, "label")
+        for key in (column, label):
+            if key not in names:
+                raise DataError(f"{name}: {_no_column(key, names)}")
+        read = file.read(columns=[column, label])
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{name}: cannot be read: {str(error).splitlines()[0]}") from None
+    # plain Python values, as a column with gaps would turn whole numbers into fractions in pandas
+    texts = read[column].to_pylist()
+    if any(not isinstance(text, str | None) for text in texts):
+        raise DataError(f'{name}: the column "{column}" must hold texts')
+    return pd.DataFrame(
+        {
+            "text": pd.Series(texts, dtype=object),
+            "label": pd.Series(map(_as_text, read[label].to_pylist()), dtype=object),
+            "row": range(1, len(texts) + 1),
+        }
+    )
+
+
+def _column(column: str | int | None, known: str) -> str:
+    return known if column is None else str(column)
+
+
+def _as_text(value: object) -> str | None:
+    """Write a label value as it stands in a text file: `1`, `true`, `spam`."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool | int):
+        return json.dumps(value)
+    return str(value)
+
+
+def _pick(frame: pd.DataFrame, column: str, label: str, name: str) -> pd.DataFrame:
+    for key in (column, label):
+        if key not in frame.columns:
+            raise DataError(f"{name}: {_no_column(key, list(frame.columns))}")
+    return pd.DataFrame({"text": frame[column], "label": frame[label]})
+
+
+def _no_column(key: str, names: Sequence[str]) -> str:
+    shown = ", ".join(map(str, names[:10])) + (", ..." if len(names) > 10 else "")
+    return f'no column "{key}"; there are: {shown}; set data.text_column and data.label_column'
+
+
+def _decode(content: bytes, name: str, encoding: str) -> str:
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{name}, line {line}: not {encoding.removesuffix('-sig')} text (byte"
+            f" {content[error.start]:#04x}); name the encoding, for example"
+            " --set data.encoding=iso-8859-1"
+        ) from None
+    except (UnicodeError, LookupError, TypeError) as error:
+        raise DataError(f"{name}: cannot be decoded as {encoding}: {error}") from None
+
+
+def _label_words(
+    table: pd.DataFrame, words: dict[str, str] | None, name: str
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Replace label values by label words; give the frame and all the words."""
+    if words is None:
+        values = sorted(table["label"].unique())
+        if len(values) > 100:
+            raise DataError(f"{name}: {len(values)} different labels; is data.label_column right?")
+        words = {value: value for value in values}
+    unknown = ~table["label"].isin(list(words))
+    if unknown.any():
+        shown = ", ".join(f'"{value}"' for value in table["label"][unknown].unique()[:5])
+        raise DataError(
+            f"{name}: {_rows(table['row'][unknown])} with a label value that data.labels does not"
+            f" name: {shown}"
+        )
+    labels = tuple(words.values())
+    if len(labels) < 2:
+        raise DataError(f"{name}: one label only: {', '.join(labels)}; classifying needs two")
+    if problem := label_words_problem(labels):
+        raise DataError(f"{name}: {problem}")
+    frame = pd.DataFrame({"text": table["text"], "label": table["label"].map(words)})
+    return frame.reset_index(drop=True), labels
+
+
+def _rows(numbers: pd.Series[int]) -> str:
+    """Name the rows, the first ones where there are many."""
+    shown = ", ".join(map(str, numbers.iloc[:5]))
+    if len(numbers) == 1:
+        return f"row {shown}"
+    more = f", ... ({len(numbers)} rows)" if len(numbers) > 5 else ""
+    return f"rows {shown}{more}"

@@ -1,0 +1,47 @@
+"""Everything that tgsent can refuse or fail at, each with its exit code.
+
+TgsentError                    1
+ ├── ConfigError               2  the command or the config is wrong: nothing was run
+ ├── DataError                 2  the data are wrong: nothing was run
+ ├── RunFolderError            2  the run folder cannot take this run
+ ├── UnavailableError          3  something needed cannot be reached or is not installed
+ └── TrialError                1  one trial failed; the others are kept
+
+A message says what is wrong, where, and what to do, in one to three lines.
+"""
+
+from __future__ import annotations
+
+
+class TgsentError(Exception):
+    """Base of all errors that a user may see without a traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(TgsentError):
+    """The command line or the config is wrong."""
+
+    exit_code = 2
+
+
+class DataError(TgsentError):
+    """The labelled texts cannot be used as they are."""
+
+    exit_code = 2
+
+
+class RunFolderError(TgsentError):
+    """The run folder is in use, or holds another experiment."""
+
+    exit_code = 2
+
+
+class UnavailableError(TgsentError):
+    """Weights, data or a program that this run needs cannot be had."""
+
+    exit_code = 3
+
+
+class TrialError(TgsentError):
+    """One trial cannot go on."""

@@ -1,0 +1,103 @@
+"""Let a fine-tuned model answer: generate, parse, and keep the raw text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from tgsent.config import TrialSpec
+from tgsent.finetune.family import Batch, token_losses
+from tgsent.models import LoadedModel
+from tgsent.prompts import PromptEncoder, parse, render_target
+from tgsent.records import Encoded, Example, Prediction, Progress
+
+Prompt = tuple[int, ...]
+
+
+@torch.inference_mode()
+def classify(
+    loaded: LoadedModel,
+    encoder: PromptEncoder,
+    examples: Sequence[Example],
+    spec: TrialSpec,
+    progress: Progress,
+) -> tuple[Prediction, ...]:
+    """Answer each example's text, in order.
+
+    Texts of about one length are answered together, the longest first; the answers do not depend
+    on that.
+    """
+    prompts = encoder.encode_prompts([example.text for example in examples])
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
+    size = spec.evaluation.batch_size
+    answer = _score if spec.evaluation.decoding == "score" else _generate
+    predictions: dict[int, Prediction] = {}
+    loaded.model.eval()
+    with progress.task(f"{spec.title}, evaluation", len(examples)) as task:
+        for start in range(0, len(order), size):
+            indices = order[start : start + size]
+            answers = answer(loaded, encoder, [prompts[i] for i in indices], spec)
+            for index, (text, probabilities) in zip(indices, answers, strict=True):
+                predictions[index] = Prediction(
+                    text=examples[index].text,
+                    label=examples[index].label,
+                    predicted=parse(spec.prompt, spec.labels, text),
+                    generated=text,
+                    probabilities=probabilities,
+                )
+            task.advance(len(indices))
+    return tuple(predictions[i] for i in range(len(examples)))
+
+
+def _generate(
+    loaded: LoadedModel, encoder: PromptEncoder, prompts: Sequence[Prompt], spec: TrialSpec
+) -> Iterator[tuple[str, None]]:
+    """Generate greedily until the end token, at most as many tokens as the longest target has."""
+    batch = _to_device(loaded.family.prompt_batch(prompts, loaded.ids), loaded)
+    targets = list(encoder.targets.values())
+    constrained = spec.evaluation.decoding == "constrained"
+    generated: Tensor = loaded.model.generate(  # type: ignore[operator]  # transformers 5 leaves it untyped
+        **batch,
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max(map(len, targets)),
+        prefix_allowed_tokens_fn=_allowed(loaded, targets, batch) if constrained else None,
+    )
+    for row in loaded.family.new_tokens(generated, batch).tolist():
+        end = row.index(loaded.ids.end) if loaded.ids.end in row else len(row)
+        yield loaded.decode(row[:end]), None
+
+
+def _allowed(
+    loaded: LoadedModel, targets: Sequence[Prompt], batch: Batch
+) -> Callable[[int, Tensor], list[int]]:
+    """Allow only tokens that continue one of the targets."""
+
+    def allowed(row: int, ids: Tensor) -> list[int]:
+        del row
+        so_far = tuple(loaded.family.new_tokens(ids[None], batch)[0].tolist())
+        following = {t[len(so_far)] for t in targets if t[: len(so_far)] == so_far < t}
+        return sorted(following) or [loaded.ids.end]
+
+    return allowed
+
+
+def _score(
+    loaded: LoadedModel, encoder: PromptEncoder, prompts: Sequence[Prompt], spec: TrialSpec
+) -> Iterator[tuple[str, tuple[float, ...]]]:
+    """Choose the likeliest target; its likelihood is that of its tokens and the end token."""
+    columns = []
+    for label in spec.labels:
+        examples = [Encoded(prompt, encoder.targets[label]) for prompt in prompts]
+        batch = loaded.family.collate(examples, loaded.ids, "label", None)
+        columns.append(-token_losses(loaded.model, _to_device(batch, loaded)).sum(dim=1))
+    log_likelihoods = torch.stack(columns, dim=1).double()  # (B, labels)
+    for row in log_likelihoods.softmax(dim=1).tolist():
+        likeliest = spec.labels[row.index(max(row))]
+        yield render_target(spec.prompt, likeliest), tuple(row)
+
+
+def _to_device(batch: Batch, loaded: LoadedModel) -> Batch:
+    return {name: tensor.to(loaded.model.device) for name, tensor in batch.items()}

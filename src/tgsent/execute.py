@@ -1,0 +1,209 @@
+"""Carry out a run: find which trials are pending, run them, and write the run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import platform
+import subprocess
+import traceback
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from tgsent import __version__, models, report
+from tgsent.config import RunConfig, TrialSpec
+from tgsent.data import Dataset
+from tgsent.errors import TgsentError, UnavailableError
+from tgsent.finetune.loop import resolve_device
+from tgsent.metrics import summarize
+from tgsent.records import Progress, Split
+from tgsent.store import RunFolder
+from tgsent.trial import run_trial
+
+_PACKAGES = (
+    "torch", "transformers", "tokenizers", "accelerate", "scikit-learn", "pandas", "numpy",
+)  # fmt: skip
+
+
+def run(
+    config: RunConfig,
+    dataset: Dataset,
+    splits: Sequence[Split],
+    *,
+    fresh: bool,
+    command: Sequence[str],
+    progress: Progress,
+) -> dict[str, Any]:
+    """Run every trial that is not finished yet; returns the content of `results.json`.
+
+    A trial that fails is recorded and does not stop the others. Raises UnavailableError where
+    something needed cannot be had, RunFolderError where the folder cannot take the run.
+    """
+    specs = config.trial_specs(dataset.labels)
+    for spec in specs:
+        if spec.trial == 1:
+            models.check(spec)
+    folder = RunFolder(config.folder)
+    with folder.locked():
+        if fresh and (aside := folder.move_aside()):
+            progress.line(f"the old results are now in {aside}")
+        folder.check_same_experiment(config)
+        manifest = make_manifest(config, dataset, splits, command)
+        folder.write("config.yaml", config.to_yaml())
+        folder.write_json("manifest.json", manifest)
+
+        finished: dict[tuple[str, int], dict[str, Any]] = {}
+        failed: dict[tuple[str, int], str] = {}
+        pending = []
+        for spec in specs:
+            metrics = folder.finished(spec, splits[spec.trial - 1].sha256)
+            if metrics is None:
+                pending.append(spec)
+            else:
+                finished[spec.name, spec.trial] = metrics
+        if finished:
+            progress.line(f"{len(finished)} of {len(specs)} trials are finished already")
+        results = collect(config, dataset, finished, failed, manifest)
+        for spec in pending:
+            outcome = _attempt(spec, splits[spec.trial - 1], folder, progress)
+            if isinstance(outcome, str):
+                failed[spec.name, spec.trial] = outcome
+            else:
+                finished[spec.name, spec.trial] = outcome
+            results = collect(config, dataset, finished, failed, manifest)
+            _write_results(folder, results)
+        manifest["finished"] = _now()
+        folder.write_json("manifest.json", manifest)
+        results = collect(config, dataset, finished, failed, manifest)
+        _write_results(folder, results)
+    return results
+
+
+def _attempt(
+    spec: TrialSpec, split: Split, folder: RunFolder, progress: Progress
+) -> dict[str, Any] | str:
+    """Run one trial and write its files; give its metrics, or the reason why it failed."""
+    try:
+        with folder.model_folder(spec) as save_to:
+            result = run_trial(spec, split, progress, save_to)
+    except UnavailableError:
+        raise
+    except TgsentError as error:
+        reason = str(error)
+    except Exception as error:  # noqa: BLE001  one trial's failure must not cost the others
+        reason = f"{type(error).__name__}: {error}"
+        folder.write(f"{spec.name}/trial-{spec.trial}/error.txt", traceback.format_exc())
+    else:
+        folder.write_trial(spec, result)
+        progress.line(f"{spec.title}: macro-F1 {result.metrics['macro_f1']:.4f}")
+        return result.metrics
+    progress.line(f"{spec.title}: failed: {reason}")
+    return reason
+
+
+def collect(
+    config: RunConfig,
+    dataset: Dataset,
+    finished: dict[tuple[str, int], dict[str, Any]],
+    failed: dict[tuple[str, int], str],
+    manifest: dict[str, Any],
+) -> dict[str, Any]:
+    """Put together the content of `results.json`; failed trials are in no mean."""
+    rows = []
+    for model in config.models:
+        trials = [
+            finished[model.name, k]
+            for k in range(1, config.trials + 1)
+            if (model.name, k) in finished
+        ]
+        rows.append(
+            {
+                "model": model.name,
+                "trials": trials,
+                "macro_f1": summarize([trial["macro_f1"] for trial in trials]),
+                "failed": [
+                    {"trial": k, "reason": failed[model.name, k]}
+                    for k in range(1, config.trials + 1)
+                    if (model.name, k) in failed
+                ],
+            }
+        )
+    results: dict[str, Any] = {"schema_version": 1, "name": config.name, "models": rows}
+    if article := _article(config, dataset):
+        results["article"] = article
+    return {**results, "manifest": manifest}
+
+
+def _article(config: RunConfig, dataset: Dataset) -> dict[str, Any] | None:
+    """Give the published numbers of the models that are the article's, on the article's data."""
+    if not dataset.is_sentiment140:
+        return None
+    numbers = {}
+    for model, spec in zip(config.models, _first_specs(config, dataset), strict=True):
+        alias = models.alias_of(model.model)
+        if spec.training.init == "pretrained" and alias in report.ARTICLE_MACRO_F1:
+            numbers[model.name] = report.ARTICLE_MACRO_F1[alias]
+    return {"mean_macro_f1": numbers, "sample_size": 10_000, "trials": 3} if numbers else None
+
+
+def _first_specs(config: RunConfig, dataset: Dataset) -> list[TrialSpec]:
+    return [spec for spec in config.trial_specs(dataset.labels) if spec.trial == 1]
+
+
+def _write_results(folder: RunFolder, results: dict[str, Any]) -> None:
+    folder.write_json("results.json", results)
+    folder.write("results.csv", report.results_csv(results))
+
+
+def make_manifest(
+    config: RunConfig, dataset: Dataset, splits: Sequence[Split], command: Sequence[str]
+) -> dict[str, Any]:
+    """Say what was run, on what, where and when."""
+    return {
+        "tgsent": __version__,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        },
+        "platform": platform.platform(),
+        "device": resolve_device(config.training.device),
+        "command": list(command),
+        "git_commit": _git_commit(),
+        "data": {
+            "path": config.data.path,
+            "sha256": dataset.sha256,
+            "rows": dataset.rows,
+            "duplicates": dataset.duplicates,
+            "dropped": dataset.dropped,
+            "sampled": len(dataset.frame),
+            "labels": list(dataset.labels),
+        },
+        "splits": [
+            {
+                "trial": split.trial,
+                "seed": split.seed,
+                "sha256": split.sha256,
+                "n_train": len(split.train),
+                "n_test": len(split.test),
+                "overlap": split.overlap,
+            }
+            for split in splits
+        ],
+        "started": _now(),
+        "finished": None,
+    }
+
+
+def _git_commit() -> str | None:
+    """Give the commit of the working folder, where it is in a git repository."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(
+            ["git", "rev-parse", "HEAD"],  # noqa: S607  found on PATH, as the user's own git is
+            capture_output=True, text=True, check=True, timeout=5,
+        ).stdout.strip()  # fmt: skip
+    return None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,1 @@
+"""Fine-tuning: one loop, and what differs between the model families."""

@@ -1,0 +1,56 @@
+"""Scores of one trial and of several: macro-F1 and friends by scikit-learn, intervals by SciPy."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+from sklearn.metrics import precision_recall_fscore_support
+
+from tgsent.records import Prediction
+
+
+def score(predictions: Sequence[Prediction], labels: Sequence[str]) -> dict[str, Any]:
+    """Score the answers to the test texts.
+
+    An answer that is no label counts as wrong: it lowers the recall of its text's label, and there
+    is no class for it. macro-F1 is the mean of the labels' F1; a label without any true or
+    predicted text has an F1 of 0.
+    """
+    truth = [p.label for p in predictions]
+    answers = [p.predicted or "" for p in predictions]
+    columns = precision_recall_fscore_support(truth, answers, labels=list(labels), zero_division=0)
+    per_label = {
+        label: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
+        for label, p, r, f, n in zip(labels, *columns, strict=True)
+    }
+    pairs = Counter(zip(truth, answers, strict=True))
+    unparsed = sum(p.predicted is None for p in predictions)
+    answered = [*labels, ""] if unparsed else labels
+    return {
+        "macro_f1": float(np.mean([numbers["f1"] for numbers in per_label.values()])),
+        "accuracy": sum(t == a for t, a in zip(truth, answers, strict=True)) / len(truth),
+        "per_label": per_label,
+        "confusion": {true: {said: pairs[true, said] for said in answered} for true in labels},
+        "unparsed": unparsed,
+    }
+
+
+def summarize(values: Sequence[float]) -> dict[str, Any]:
+    """Give mean, sample standard deviation and 95 % interval of the mean over trials.
+
+    The interval is Student's t with n - 1 degrees of freedom; one value has neither it nor a
+    standard deviation (both None).
+    """
+    if not values:
+        return {"mean": None, "std": None, "ci95": None}
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return {"mean": mean, "std": None, "ci95": None}
+    std = float(np.std(values, ddof=1))
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * std / math.sqrt(len(values))
+    return {"mean": mean, "std": std, "ci95": [mean - half, mean + half]}

@@ -1,0 +1,348 @@
+"""Model names to model, tokenizer and family: loaded from weights, or built anew."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, trainers
+from tokenizers import models as tokenizer_models
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    GenerationConfig,
+    GPT2Config,
+    GPTNeoConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    T5Config,
+)
+
+from tgsent.config import TrainingConfig, TrialSpec
+from tgsent.errors import ConfigError, UnavailableError
+from tgsent.finetune import causal, seq2seq
+from tgsent.finetune.family import Family, SpecialIds
+from tgsent.prompts import PromptEncoder, parse, render_prompt, render_target
+from tgsent.records import Example
+
+PAD_TOKEN = "<|pad|>"
+_TINY_VOCABULARY = 2_000
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A short name for a model on the Hub."""
+
+    hub_id: str
+    model_type: str
+    """The architecture, in the words of Hugging Face configurations."""
+
+
+ALIASES = {
+    "gpt2": Alias("openai-community/gpt2", "gpt2"),
+    "gpt-neo": Alias("EleutherAI/gpt-neo-125m", "gpt_neo"),
+    "t5": Alias("google-t5/t5-base", "t5"),
+}
+
+
+@dataclass
+class LoadedModel:
+    """A model ready for training, with all that its family needs to know."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    family: Family
+    ids: SpecialIds
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Turn generated tokens into text."""
+        return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
+
+def load(spec: TrialSpec, train: Iterable[Example]) -> LoadedModel:
+    """Load or build what `spec.model` names.
+
+    `train` is the training split, on which a tiny model's tokenizer is trained. Raises
+    UnavailableError where files are missing, ConfigError where the model does not fit the recipe.
+    """
+    init = spec.training.init
+    if init == "tiny":
+        config, tokenizer = _tiny(spec, train)
+    else:
+        config, tokenizer = _config(spec.model), _tokenizer(spec.model)
+    _prepare_tokenizer(tokenizer, spec)
+    family: Family = seq2seq if config.is_encoder_decoder else causal
+    _check_positions(config, spec)
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    if init == "pretrained":
+        model = _from_files(
+            spec.model, lambda source: auto.from_pretrained(source, dtype=torch.float32)
+        )
+    else:
+        model = auto.from_config(config, dtype=torch.float32)
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    start = getattr(config, "decoder_start_token_id", None)
+    ids = SpecialIds(
+        pad=tokenizer.pad_token_id,
+        end=tokenizer.eos_token_id,
+        decoder_start=tokenizer.pad_token_id if start is None else start,
+    )
+    # whatever the weights came with (sampling, penalties, lengths) does not belong to our recipe
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=ids.end,
+        pad_token_id=ids.pad,
+        decoder_start_token_id=ids.decoder_start if config.is_encoder_decoder else None,
+    )
+    model.config.pad_token_id = ids.pad
+    return LoadedModel(model, tokenizer, family, ids)
+
+
+def alias_of(model: str) -> str | None:
+    """Give the alias of a model that is named by it or by its Hub id."""
+    return next((a for a, entry in ALIASES.items() if model in {a, entry.hub_id}), None)
+
+
+def check(spec: TrialSpec) -> None:
+    """Find out before anything is run whether the model can be had and fits the recipe.
+
+    Raises UnavailableError or ConfigError as `load` and `prompt_encoder` do.
+    """
+    if spec.training.init == "tiny":
+        _tiny_architecture(spec)
+    else:
+        prompt_encoder(describe(spec, ()), spec)
+
+
+def describe(spec: TrialSpec, train: Iterable[Example]) -> LoadedModel:
+    """Give model and tokenizer without weights or memory: for counting, not for running."""
+    with torch.device("meta"):
+        architecture = spec.model_copy(
+            update={
+                "training": spec.training.model_copy(
+                    update={"init": "tiny" if spec.training.init == "tiny" else "random"}
+                )
+            }
+        )
+        return load(architecture, train)
+
+
+def learning_rate(training: TrainingConfig, family: Family) -> float:
+    """Resolve `learning_rate: auto`.
+
+    6.25e-5 is that of Radford et al. 2018 for fine-tuning GPT; 3e-4 is within what Hugging Face's
+    T5 guide gives for AdamW. Models that start from nothing need more; those values are
+    from runs on the shipped sample.
+    """
+    if training.learning_rate != "auto":
+        return training.learning_rate
+    if training.init == "tiny":
+        return 2e-3
+    if training.init == "random":
+        return 3e-4
+    return 3e-4 if family is seq2seq else 6.25e-5
+
+
+def prompt_encoder(loaded: LoadedModel, spec: TrialSpec) -> PromptEncoder:
+    """Make the prompt builder for this model's tokenizer.
+
+    Raises ConfigError where the tokenizer cannot write a label word so that it can be read back.
+    """
+    tokenizer, is_seq2seq = loaded.tokenizer, loaded.family is seq2seq
+    start = spec.prompt.start_token or tokenizer.bos_token
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    if tokenizer.unk_token_id not in {loaded.ids.end, loaded.ids.pad}:
+        special.discard(tokenizer.unk_token_id)  # an unknown sign is data like any other
+
+    def encode_texts(texts: list[str]) -> list[list[int]]:
+        ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)[
+            "input_ids"
+        ]
+        return ids
+
+    encoder = PromptEncoder(
+        prompt=spec.prompt,
+        labels=spec.labels,
+        encode_texts=encode_texts,
+        special_ids=special,
+        end_id=loaded.ids.end,
+        max_tokens=spec.training.max_tokens,
+        start_ids=tuple(tokenizer.convert_tokens_to_ids([start])) if start else (),
+        stop_ids=(loaded.ids.end,) if is_seq2seq else (),
+        target_counts=not is_seq2seq,
+    )
+    for label, target in encoder.targets.items():
+        if parse(spec.prompt, spec.labels, loaded.decode(target[:-1])) != label:
+            raise ConfigError(
+                f'the tokenizer of {spec.model} cannot write the label "{label}": it reads back as'
+                f' "{loaded.decode(target[:-1]).strip()}"; choose another word with data.labels'
+            )
+    return encoder
+
+
+def _source(model: str) -> str:
+    return ALIASES[model].hub_id if model in ALIASES else model
+
+
+def _from_files(name: str, load_from: Any) -> Any:
+    """Call a loader of transformers; raise UnavailableError with a way out where it fails."""
+    source = _source(name)
+    if name not in ALIASES and _is_path(name) and not Path(name).is_dir():
+        raise UnavailableError(f"{name}: no such folder; name a folder that holds a model")
+    try:
+        return load_from(source)
+    except (OSError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise UnavailableError(
+            f"the model {name} ({source}) cannot be loaded: {reason[:300]}\n"
+            "name a folder that holds the model, set HF_ENDPOINT to a reachable hub,"
+            " or try -c smoke, which needs neither"
+        ) from error
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
+
+
+def _config(name: str) -> PreTrainedConfig:
+    config: PreTrainedConfig = _from_files(name, AutoConfig.from_pretrained)
+    return config
+
+
+def _tokenizer(name: str) -> PreTrainedTokenizerBase:
+    tokenizer: PreTrainedTokenizerBase = _from_files(name, AutoTokenizer.from_pretrained)
+    return tokenizer
+
+
+def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, spec: TrialSpec) -> None:
+    """Add the tokens that the recipe needs and the tokenizer lacks."""
+    if tokenizer.eos_token is None:
+        raise ConfigError(f"{spec.model}: its tokenizer has no end token, so no answer would end")
+    new = [] if tokenizer.pad_token else [PAD_TOKEN]
+    tokenizer.pad_token = tokenizer.pad_token or PAD_TOKEN
+    if spec.prompt.start_token:
+        new.append(spec.prompt.start_token)
+    tokenizer.add_special_tokens({"additional_special_tokens": new}) if new else None
+
+
+def _check_positions(config: PreTrainedConfig, spec: TrialSpec) -> None:
+    """Refuse texts longer than the model has positions for (T5's are relative and unbounded)."""
+    limit = None if config.is_encoder_decoder else getattr(config, "max_position_embeddings", None)
+    if limit is not None and spec.training.max_tokens > limit:
+        raise ConfigError(
+            f"training.max_tokens: {spec.training.max_tokens} is more than the {limit} positions of"
+            f" {spec.model}"
+        )
+
+
+def _model_type(name: str) -> str:
+    if alias := alias_of(name):
+        return ALIASES[alias].model_type
+    config_file = Path(name) / "config.json"
+    if config_file.is_file():
+        return str(json.loads(config_file.read_text("utf-8")).get("model_type"))
+    return str(_config(name).model_type)
+
+
+def _tiny_architecture(spec: TrialSpec) -> PreTrainedConfig:
+    """Give a small architecture of the model's family."""
+    model_type = _model_type(spec.model)
+    positions = spec.training.max_tokens
+    if model_type == "gpt2":
+        return GPT2Config(
+            n_embd=128,
+            n_layer=2,
+            n_head=4,
+            n_positions=positions,
+            activation_function="gelu_pytorch_tanh",  # the same function, fused
+        )
+    if model_type == "gpt_neo":
+        return GPTNeoConfig(
+            hidden_size=128,
+            num_layers=2,
+            num_heads=4,
+            attention_types=[[["global", "local"], 1]],
+            max_position_embeddings=positions,
+        )
+    if model_type == "t5":
+        return T5Config(
+            d_model=128, d_kv=32, d_ff=256, num_layers=2, num_decoder_layers=1, num_heads=4
+        )
+    raise ConfigError(
+        f"training.init: there is no tiny architecture of the kind of {spec.model}"
+        f' ("{model_type}"); there are gpt2, gpt_neo and t5'
+    )
+
+
+def _tiny(
+    spec: TrialSpec, train: Iterable[Example]
+) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """Build a tiny architecture and train its tokenizer on the training split alone."""
+    config = _tiny_architecture(spec)
+    texts = [
+        render_prompt(spec.prompt, example.text) + render_target(spec.prompt, example.label)
+        for example in train
+    ]
+    tokenizer = _train_unigram(texts) if config.is_encoder_decoder else _train_byte_level_bpe(texts)
+    config.vocab_size = len(tokenizer)
+    config.bos_token_id = tokenizer.bos_token_id
+    config.eos_token_id = tokenizer.eos_token_id
+    config.pad_token_id = tokenizer.pad_token_id
+    if config.is_encoder_decoder:
+        config.decoder_start_token_id = tokenizer.pad_token_id
+    return config, tokenizer
+
+
+def _train_byte_level_bpe(texts: list[str]) -> PreTrainedTokenizerBase:
+    """GPT-2's kind of tokenizer: byte-level BPE (Radford et al. 2019)."""
+    end = "<|endoftext|>"
+    tokenizer = Tokenizer(tokenizer_models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=_TINY_VOCABULARY,
+            min_frequency=2,
+            special_tokens=[end],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=end, eos_token=end, unk_token=end
+    )
+
+
+def _train_unigram(texts: list[str]) -> PreTrainedTokenizerBase:
+    """T5's kind of tokenizer: Unigram over words that begin with a mark (Kudo 2018)."""
+    tokenizer = Tokenizer(tokenizer_models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+    )
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.UnigramTrainer(
+            vocab_size=_TINY_VOCABULARY,
+            special_tokens=["<pad>", "</s>", "<unk>"],
+            unk_token="<unk>",
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+    )

@@ -1,0 +1,173 @@
+"""What a run would do: splits, prompts, steps and work, without doing it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from tgsent import models
+from tgsent.config import RunConfig, TrialSpec
+from tgsent.data import Dataset
+from tgsent.errors import UnavailableError
+from tgsent.prompts import render_prompt, render_target
+from tgsent.records import Split
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """The work for one trial of one model."""
+
+    model: str
+    training_prompt: str
+    test_prompt: str
+    optimizer_steps: int
+    learning_rate: float
+    parameters: int
+    training_tokens: int
+    """Tokens read and written in training, all epochs, without padding."""
+    truncated: int
+    """Training texts longer than `max_tokens`."""
+    training_flop: float
+    evaluation_flop: float
+
+
+def make_plan(
+    config: RunConfig, dataset: Dataset, splits: Sequence[Split]
+) -> tuple[dict[str, Any], list[UnavailableError]]:
+    """Describe the run; a model that cannot be reached is left out and its error returned."""
+    plans, missing = [], []
+    for spec in config.trial_specs(dataset.labels):
+        if spec.trial == 1:
+            try:
+                plans.append(plan_model(spec, splits[0]))
+            except UnavailableError as error:
+                missing.append(error)
+    plan = {
+        "config": config.dump(),
+        "data": {
+            "source": dataset.source,
+            "rows": dataset.rows,
+            "duplicates": dataset.duplicates,
+            "dropped": dataset.dropped,
+            "sampled": len(dataset.frame),
+        },
+        "splits": [
+            {
+                "trial": split.trial,
+                "seed": split.seed,
+                "train": _counts(split.train, dataset.labels),
+                "test": _counts(split.test, dataset.labels),
+                "overlap": split.overlap,
+                "sha256": split.sha256,
+            }
+            for split in splits
+        ],
+        "models": [asdict(plan) for plan in plans],
+    }
+    return plan, missing
+
+
+def plan_model(spec: TrialSpec, split: Split) -> ModelPlan:
+    """Count the work of one trial.
+
+    A token costs 6 floating-point operations per parameter of a matrix in training and 2 in
+    evaluation (Kaplan et al. 2020, without the attention term, which is small for short texts).
+    The encoder of a seq2seq model reads the prompt, its decoder the completion.
+    """
+    loaded = models.describe(spec, split.train)
+    encoder = models.prompt_encoder(loaded, spec)
+    train = encoder.encode_examples(split.train)
+    truncated = encoder.truncated
+    test = encoder.encode_prompts([example.text for example in split.test])
+    prompt_tokens = sum(len(e.prompt) for e in train)
+    target_tokens = sum(len(e.target) for e in train)
+    test_tokens = sum(map(len, test))
+    answer_tokens = len(test) * max(map(len, encoder.targets.values()))
+    reading, writing = matrix_parameters(loaded.model)
+    epochs = spec.training.epochs
+    example = split.train[0]
+    start = spec.prompt.start_token or loaded.tokenizer.bos_token or ""
+    prompt, end = start + render_prompt(spec.prompt, example.text), loaded.tokenizer.eos_token
+    if loaded.model.config.is_encoder_decoder:
+        prompt += f"{end} ->"
+    return ModelPlan(
+        model=spec.name,
+        training_prompt=f"{prompt}{render_target(spec.prompt, example.label)}{end}",
+        test_prompt=prompt,
+        optimizer_steps=math.ceil(len(train) / spec.training.batch_size) * epochs,
+        learning_rate=models.learning_rate(spec.training, loaded.family),
+        parameters=loaded.model.num_parameters(),
+        training_tokens=epochs * (prompt_tokens + target_tokens),
+        truncated=truncated,
+        training_flop=6.0 * epochs * (reading * prompt_tokens + writing * target_tokens),
+        evaluation_flop=2.0 * (reading * test_tokens + writing * answer_tokens),
+    )
+
+
+def matrix_parameters(model: PreTrainedModel) -> tuple[int, int]:
+    """Count the parameters that multiply each token read, and each token written.
+
+    Embeddings are looked up, not multiplied, save for the output head.
+    """
+
+    def matrices(module: nn.Module) -> int:
+        embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+        return sum(
+            p.numel() for p in module.parameters() if p.dim() >= 2 and id(p) not in embeddings
+        )
+
+    head = model.get_output_embeddings().weight.numel()
+    if model.config.is_encoder_decoder:
+        return matrices(model.get_encoder()), matrices(model.get_decoder()) + head
+    return matrices(model.base_model) + head, matrices(model.base_model) + head
+
+
+def to_text(plan: dict[str, Any], config_yaml: str) -> str:
+    """Write the plan for people."""
+    data = plan["data"]
+    lines = [
+        config_yaml.rstrip(),
+        "",
+        f"data      {data['source']}: {data['rows']} rows, {data['duplicates']} repeated texts"
+        f" ({data['dropped']} dropped), {data['sampled']} sampled",
+    ]
+    lines += [
+        f"trial {split['trial']:<3} train {_show(split['train'])}; test {_show(split['test'])};"
+        f" {split['overlap']} test texts also in train; sha256 {split['sha256'][:12]}"
+        for split in plan["splits"]
+    ]
+    for model in plan["models"]:
+        lines += [
+            "",
+            f"{model['model']} ({model['parameters']:,} parameters)",
+            f"  training prompt  {model['training_prompt']!r}",
+            f"  test prompt      {model['test_prompt']!r}",
+            f"  per trial        {model['optimizer_steps']} optimizer steps at"
+            f" {model['learning_rate']:g}, {model['training_tokens']:,} tokens,"
+            f" {model['truncated']} texts cut",
+            f"  work             about {_si(model['training_flop'])}FLOP for training,"
+            f" {_si(model['evaluation_flop'])}FLOP for evaluation",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _counts(examples: Sequence[Any], labels: Sequence[str]) -> dict[str, int]:
+    counts = Counter(example.label for example in examples)
+    return {label: counts[label] for label in labels}
+
+
+def _show(counts: dict[str, int]) -> str:
+    return f"{sum(counts.values())} ({', '.join(f'{n} {label}' for label, n in counts.items())})"
+
+
+def _si(number: float) -> str:
+    for factor, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if number >= factor:
+            return f"{number / factor:.1f} {prefix}"
+    return f"{number:.0f} "

@@ -1,0 +1,124 @@
+"""Texts and labels to prompts and completions, and generated text back to labels.
+
+One builder serves all model families, and training as well as testing. It knows nothing of any
+library: a tokenizer is whatever turns strings into token ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from tgsent.config import PromptConfig
+from tgsent.errors import ConfigError
+from tgsent.records import Encoded, Example
+
+EncodeTexts = Callable[[list[str]], list[list[int]]]
+"""Token ids of each text, without any special tokens added around it."""
+
+
+def render_prompt(prompt: PromptConfig, text: str) -> str:
+    """Write the prompt of a text. The text is data: braces in it stay braces."""
+    before, after = prompt.input.split("{text}")
+    return before + text + after
+
+
+def render_target(prompt: PromptConfig, label: str) -> str:
+    """Write the completion of a label."""
+    return prompt.target.replace("{label}", label)
+
+
+def parse(prompt: PromptConfig, labels: Iterable[str], generated: str) -> str | None:
+    """Give the label whose completion was generated, or None.
+
+    The whole generated text must be the completion, white space aside: `positive I think` or
+    `Positive` is no label, so that nothing unclear is counted as an answer.
+    """
+    answer = generated.split()
+    for label in labels:
+        if answer == render_target(prompt, label).split():
+            return label
+    return None
+
+
+@dataclass
+class PromptEncoder:
+    r"""Encode prompts and completions for one tokenizer.
+
+    A training text is the prompt's tokens and then the target's, encoded apart, so that the test
+    prompt is its prefix token for token. The prompt is `start + head and text + tail + stop`;
+    head and text are encoded together (`Tweet: I` holds the one token for ` I`), the tail
+    (`\nSentiment:`) on its own, so that a text too long is cut at its own end and nowhere else.
+
+    Raises ConfigError where the template leaves no room in `max_tokens`.
+    """
+
+    prompt: PromptConfig
+    labels: tuple[str, ...]
+    encode_texts: EncodeTexts
+    special_ids: Collection[int]
+    """Ids that no text may produce."""
+    end_id: int
+    """Ends every target."""
+    max_tokens: int
+    start_ids: tuple[int, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    """Ends every prompt (seq2seq models read prompts that end in the end token)."""
+    target_counts: bool = True
+    """Whether `max_tokens` bounds prompt and target together, or the prompt alone."""
+    truncated: int = field(default=0, init=False)
+    """Number of texts cut so far."""
+
+    def __post_init__(self) -> None:
+        self._head, tail = self.prompt.input.split("{text}")
+        self._tail = tuple(self._encode_data(tail)) if tail else ()
+        self.targets: dict[str, tuple[int, ...]] = {
+            label: (*self._encode_data(render_target(self.prompt, label)), self.end_id)
+            for label in self.labels
+        }
+        around = len(self.start_ids) + len(self._tail) + len(self.stop_ids)
+        if self.target_counts:
+            around += max(map(len, self.targets.values()))
+        self._room = self.max_tokens - around
+        needed = around + len(self._encode_data(self._head)) + 1
+        if needed > self.max_tokens:
+            raise ConfigError(
+                f"training.max_tokens: {self.max_tokens} leaves no room for any text:"
+                f" the prompt and the longest label take {needed - 1} tokens"
+            )
+
+    def encode_prompts(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """Encode the prompt of each text."""
+        prompts = []
+        encoded = self.encode_texts([self._head + text for text in texts])
+        for text, ids in zip(texts, encoded, strict=True):
+            body = self._encode_data(self._head + text) if self._special_in(ids) else ids
+            self.truncated += len(body) > self._room
+            prompts.append((*self.start_ids, *body[: self._room], *self._tail, *self.stop_ids))
+        return prompts
+
+    def encode_examples(self, examples: Sequence[Example]) -> list[Encoded]:
+        """Encode prompt and target of each example."""
+        prompts = self.encode_prompts([example.text for example in examples])
+        return [
+            Encoded(prompt, self.targets[example.label])
+            for prompt, example in zip(prompts, examples, strict=True)
+        ]
+
+    def _encode_data(self, text: str) -> list[int]:
+        """Encode a text none of whose parts may become a special token.
+
+        Tokenizers find special tokens in what they are given, some even after normalising it
+        (T5's turns full-width signs into `</s>`), and no flag of theirs prevents all of it. So a
+        text in which they found one is halved until nothing is left to find.
+        """
+        (ids,) = self.encode_texts([text])
+        if not self._special_in(ids):
+            return ids
+        if len(text) <= 1:
+            return [i for i in ids if i not in self.special_ids]
+        middle = len(text) // 2
+        return self._encode_data(text[:middle]) + self._encode_data(text[middle:])
+
+    def _special_in(self, ids: Iterable[int]) -> bool:
+        return any(i in self.special_ids for i in ids)

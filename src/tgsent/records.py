@@ -1,0 +1,85 @@
+"""The records that travel between the modules; all of them are frozen and can be pickled."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One labelled text; `label` is a label word."""
+
+    text: str
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Training and test examples of one trial; the same object serves every model."""
+
+    trial: int
+    seed: int
+    train: tuple[Example, ...]
+    test: tuple[Example, ...]
+    sha256: str
+    """Hash of every text and label, in order, and of the part they are in."""
+    overlap: int
+    """Number of test texts that also stand in the training part."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One example in tokens; `target` ends with the end token."""
+
+    prompt: tuple[int, ...]
+    target: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.target)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a model said about one test text."""
+
+    text: str
+    label: str
+    predicted: str | None
+    """The label word, or None where `generated` is no label."""
+    generated: str
+    """The raw text that the model wrote."""
+    probabilities: tuple[float, ...] | None = None
+    """One number per label word, in the order of the data's labels, where decoding gives them."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrialResult:
+    """All that a finished trial leaves behind."""
+
+    metrics: dict[str, Any]
+    """The content of `metrics.json`."""
+    predictions: tuple[Prediction, ...]
+    log: tuple[dict[str, Any], ...]
+    """The rows of `log.jsonl`."""
+
+
+class Progress(Protocol):
+    """Where long work reports to; the command line decides how it looks."""
+
+    def task(self, name: str, total: int) -> AbstractContextManager[Task]:
+        """Show one piece of work of `total` examples while the context is open."""
+        ...
+
+    def line(self, text: str) -> None:
+        """Tell a milestone; shown where there are no bars."""
+        ...
+
+
+class Task(Protocol):
+    """One piece of work on display."""
+
+    def advance(self, examples: int, note: str = "") -> None:
+        """Count `examples` more as done; `note` is shown beside the bar."""
+        ...

@@ -1,0 +1,150 @@
+"""Read YAML and remember on which line every key stands.
+
+The values follow YAML 1.2's core schema, where people are spared the surprises of 1.1: `no` and
+`yes` are words, `1e-4` is a number, and a date is a text.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from tgsent.errors import ConfigError
+
+Path = tuple[str | int, ...]
+
+
+class _CoreLoader(yaml.SafeLoader):
+    """Safe loading with the implicit types of YAML 1.2."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Merge `<<`, without the repeats that make nested merges grow exponentially."""
+        super().flatten_mapping(node)
+        node.value = list({(k.tag, k.value): (k, value) for k, value in node.value}.values())
+
+
+class _Dumper(yaml.SafeDumper):
+    """Safe dumping that quotes whatever YAML 1.1 or 1.2 would not read as a text."""
+
+
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf)|\.(nan|NaN)",
+        "-+.0123456789",
+    ),
+    ("null", r"~|null|Null|NULL|", "~nN\0"),
+    ("merge", r"<<", "<"),
+):
+    for _class in (_CoreLoader, _Dumper):
+        _class.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_tag}",
+            re.compile(rf"^(?:{_pattern})$"),
+            [c if c != "\0" else "" for c in _first],
+        )
+
+
+def _decimal(loader: _CoreLoader, node: yaml.ScalarNode) -> int:
+    return int(loader.construct_scalar(node))  # 010 is ten, not eight
+
+
+_CoreLoader.add_constructor("tag:yaml.org,2002:int", _decimal)
+
+
+def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    # PyYAML folds lines at these characters, and gives other ones back
+    style = '"' if re.search("[\x85\u2028\u2029]", text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _text)
+
+
+@dataclass
+class Source:
+    """A parsed document and where its parts come from."""
+
+    name: str
+    """What to call it in messages: a file name or `--set`."""
+    value: Any
+    lines: dict[Path, int] = field(default_factory=dict)
+    """Line number, from 1, of every key and list item."""
+
+    def where(self, path: Path) -> str:
+        """Name the place of `path`, or of the nearest part of it that is written down."""
+        while path and path not in self.lines:
+            path = path[:-1]
+        return f"line {self.lines[path]}" if path else self.name
+
+
+def parse_scalar(text: str) -> Any:
+    """Parse the value of one `--set KEY=VALUE`; raises ConfigError where it is no YAML."""
+    return parse(text, "--set").value
+
+
+def parse(text: str, name: str) -> Source:
+    """Parse one YAML document.
+
+    Raises ConfigError for text that is no YAML, for a key written twice and for a key that is
+    no plain value.
+    """
+    loader = None
+    try:
+        loader = _CoreLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return Source(name, None)
+        source = Source(name, None)
+        _locate(node, (), source, set())
+        source.value = loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{name}{line}: not valid YAML: {error.problem}") from None
+    except yaml.reader.ReaderError as error:
+        number = text.count("\n", 0, error.position) + 1
+        raise ConfigError(
+            f"{name}, line {number}: not valid YAML: holds the control character"
+            f" {chr(error.character)!r}"
+        ) from None
+    # what PyYAML raises for a wrong value depends on its tag: `!!bool 2` is a KeyError
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"{name}: not valid YAML: {reason}") from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+    return source
+
+
+def dump(value: Any) -> str:
+    """Write YAML that `parse` reads back unchanged, and so does any YAML 1.1 reader."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _locate(node: yaml.Node, path: Path, source: Source, visited: set[int]) -> None:
+    source.lines.setdefault(path, node.start_mark.line + 1)
+    if id(node) in visited:  # an alias: its parts are known where the anchor stands
+        return
+    visited.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise ConfigError(f"{source.name}, line {line}: a key must be a plain word")
+            if key.value in seen and key.value != "<<":
+                raise ConfigError(f'{source.name}, line {line}: the key "{key.value}" stands twice')
+            seen.add(key.value)
+            source.lines[(*path, key.value)] = line
+            _locate(value, (*path, key.value), source, visited)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            _locate(item, (*path, index), source, visited)

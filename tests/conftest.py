@@ -1,0 +1,93 @@
+"""What several test files share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Protocol
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: the tests run in parallel
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the network
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("tgsent", derandomize=True, deadline=None)
+settings.load_profile("tgsent")
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real data and tokenizers that lies beside some checkouts."""
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared with real tweets and tokenizers, which this checkout lacks")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tweets(shared: Path) -> Path:
+    """60,000 tweets of Sentiment140."""
+    return shared / "data/sentiment140_60k.csv"
+
+
+@pytest.fixture(scope="session")
+def gpt2_folder(shared: Path) -> Path:
+    """GPT-2's tokenizer and configuration, without weights."""
+    return shared / "models/gpt2"
+
+
+@pytest.fixture(scope="session")
+def gpt_neo_folder(shared: Path) -> Path:
+    """GPT-Neo's tokenizer and configuration, without weights."""
+    return shared / "models/gpt-neo-125m"
+
+
+@pytest.fixture(scope="session")
+def t5_folder(shared: Path) -> Path:
+    """T5's tokenizer and configuration, without weights."""
+    return shared / "models/t5-base"
+
+
+class Cli(Protocol):
+    """Runs `tgsent ARGS` as a process of its own, in an empty folder unless told otherwise."""
+
+    def __call__(
+        self,
+        *args: str,
+        cwd: Path | None = None,
+        env: dict[str, str] | None = None,
+        timeout: float = 240,
+    ) -> subprocess.CompletedProcess[str]: ...
+
+
+def cli_environment(env: dict[str, str] | None = None) -> dict[str, str]:
+    """This environment, less what changes how the command line behaves or looks."""
+    changing = ("TGSENT_", "FORCE_COLOR", "NO_COLOR", "COLUMNS", "TERMINAL_WIDTH", "GITHUB_ACTIONS")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(changing)}
+    return {**kept, **(env or {})}
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    def run(
+        *args: str,
+        cwd: Path | None = None,
+        env: dict[str, str] | None = None,
+        timeout: float = 240,
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "tgsent", *args],
+            cwd=cwd or tmp_path,
+            env=cli_environment(env),
+            timeout=timeout,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+        )
+
+    return run

@@ -1,0 +1,480 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tgsent.config import DataConfig, ModelConfig, PromptConfig, RunConfig, TrainingConfig, load
+from tgsent.errors import ConfigError
+
+Write = Callable[[str], str]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Writes a config file and gives its path."""
+
+    def write_file(text: str) -> str:
+        path = tmp_path / "mine.yaml"
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    return write_file
+
+
+def refusal(config: str | None, **command: Any) -> list[str]:
+    """The lines of the message with which a config is refused."""
+    with pytest.raises(ConfigError) as caught:
+        load(config, **command)
+    return str(caught.value).split("\n")
+
+
+# ------------------------------------------------------------------------------ shipped configs
+
+
+@pytest.mark.parametrize("name", ["smoke", "default", "article"])
+def test_shipped_configs_load_under_their_own_name(name: str) -> None:
+    assert load(name).name == name
+
+
+def test_no_config_means_default() -> None:
+    assert load() == load("default")
+
+
+def test_the_default_config_is_the_documented_defaults() -> None:
+    assert load("default") == RunConfig()
+
+
+def test_smoke_needs_no_download() -> None:
+    config = load("smoke")
+    assert (config.training.init, config.data.path) == ("tiny", "sample")
+
+
+def test_article_is_the_reference_experiment() -> None:
+    config = load("article")
+    assert (config.trials, config.seed) == (3, 1)
+    assert config.data == DataConfig(
+        path="sentiment140",
+        deduplicate=False,
+        sample_size=10_000,
+        sample_seed=1,
+        test_fraction=0.05,
+    )
+    gpt2, gpt_neo, t5 = [spec for spec in config.trial_specs(("a", "b")) if spec.trial == 1]
+    assert [gpt2.model, gpt_neo.model, t5.model] == ["gpt2", "gpt-neo", "t5"]
+    assert gpt2.prompt == PromptConfig(
+        input="Tweet: {text}\nSentiment:", target=" {label}", start_token="<|startoftext|>"
+    )
+    assert gpt2.training == TrainingConfig(
+        init="pretrained",
+        epochs=2,
+        batch_size=2,
+        learning_rate=5e-5,
+        warmup_steps=100,
+        weight_decay=0.01,
+        loss="full",
+        loss_on_padding=True,
+        max_tokens=512,
+        padding="max_tokens",
+    )
+    assert (gpt_neo.prompt, gpt_neo.training) == (gpt2.prompt, gpt2.training)
+    assert t5.prompt == PromptConfig(input="{text}", target="{label}", start_token=None)
+    assert (t5.training.epochs, t5.training.batch_size, t5.training.max_tokens) == (2, 8, 300)
+    assert (t5.training.learning_rate, t5.training.loss) == (1e-4, "label")
+    assert not t5.training.loss_on_padding
+    assert config.evaluation.decoding == "free"
+
+
+# ----------------------------------------------------------------------------------- round trip
+
+
+@pytest.mark.parametrize("name", ["smoke", "default", "article"])
+def test_the_resolved_config_round_trips(name: str, write: Write) -> None:
+    config = load(name)
+    assert load(write(config.to_yaml())) == config
+
+
+_words = st.text(alphabet="0123456789e.+-_~xnoabc:#'\"é😀", min_size=1).filter(
+    lambda word: word == word.strip()
+)
+
+
+@given(st.lists(_words, min_size=2, max_size=2, unique_by=lambda word: word[0]), st.text())
+def test_any_words_and_templates_round_trip(
+    tmp_path_factory: pytest.TempPathFactory, words: list[str], text: str
+) -> None:
+    config = RunConfig(
+        models=(
+            ModelConfig(model="./m", as_="089", prompt={"start_token": text + "1e-4"}),
+            ModelConfig(model="a/b", training={"epochs": 1}),
+        ),
+        data=DataConfig(path="1e5", labels={word: word for word in words}),
+        prompt=PromptConfig(input=text + "{text}", target="{label}" + text),
+    )
+    path = tmp_path_factory.getbasetemp() / "round_trip.yaml"
+    path.write_text(config.to_yaml(), encoding="utf-8", newline="")
+    assert load(str(path)) == config
+
+
+def test_a_file_without_a_name_lends_its_own(write: Write) -> None:
+    assert load(write("trials: 1\n")).name == "mine"
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(write: Write) -> None:
+    assert load(write("\ufefftrials: 7\n")).trials == 7
+
+
+# ------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("yaml", "mistake"),
+    [
+        ("\ntraning: {}", "traning (line 2): unknown key; did you mean `training`?"),
+        ("training:\n  epoch: 3", "training.epoch (line 2): unknown key; did you mean `epochs`?"),
+        ("data:\n  zzz: 3", "data.zzz (line 2): unknown key; known keys: path, text_column"),
+        (
+            "models:\n- gpt2\n- model: t5\n  training:\n    lerning_rate: 1",
+            "models.1.training.lerning_rate (line 5): unknown key; did you mean `learning_rate`?",
+        ),
+        (
+            "models:\n- model: t5\n  trainin: {}",
+            "models.0.trainin (line 3): unknown key; did you mean `training`?",
+        ),
+        (
+            "models:\n- model: t5\n  training:\n    loss: both",
+            "models.0.training.loss (line 4): must be 'label' or 'full', not 'both'",
+        ),
+        (
+            "training: {loss: full, loss_on_padding: true}\n"
+            "models:\n- model: t5\n  training: {loss: label}",
+            "models.0.training.loss_on_padding (line 4): counts only with `loss: full`",
+        ),
+        ("training: {loss_on_padding: true}", "training.loss_on_padding (line 1): counts only"),
+        ("trials: 0", "trials (line 1): must be greater than or equal to 1, not 0"),
+        ("trials: true", "trials (line 1): must be a whole number, not true"),
+        ("trials: '3'", "trials (line 1): must be a whole number, not '3'"),
+        ("trials: 3.0", "trials (line 1): must be a whole number, not 3.0"),
+        ("trials:", "trials (line 1): must be a whole number, not null"),
+        ("seed: -1", "seed (line 1): must be greater than or equal to 0, not -1"),
+        ("seed: 4294967296", "seed (line 1): must be less than"),
+        ("name: a/b", "name (line 1): must be a folder name"),
+        ("name: .hidden", "name (line 1): must be a folder name"),
+        ("training: 5", "training (line 1): must be a mapping of keys, not 5"),
+        ("training:", "training (line 1): must be a mapping of keys, not null"),
+        (
+            "training: {learning_rate: .nan}",
+            "training.learning_rate (line 1): must be a finite number or 'auto', not nan",
+        ),
+        (
+            "training: {learning_rate: .inf}",
+            "training.learning_rate (line 1): must be a finite number or 'auto', not inf",
+        ),
+        (
+            "training: {learning_rate: fast}",
+            "training.learning_rate (line 1): must be a number or 'auto', not 'fast'",
+        ),
+        ("training: {learning_rate: 0}", "training.learning_rate (line 1): must be greater than 0"),
+        (
+            "training: {warmup_steps: 1.5}",
+            "training.warmup_steps (line 1): must be a whole number of steps, or below 1, not 1.5",
+        ),
+        ("training: {loss: ful}", "training.loss (line 1): must be 'label' or 'full', not 'ful'"),
+        (
+            "evaluation: {decoding: x}",
+            "evaluation.decoding (line 1): must be 'free', 'constrained'",
+        ),
+        (
+            "prompt: {input: 'Tweet:'}",
+            "prompt.input (line 1): must contain {text} exactly once, not 'Tweet:'",
+        ),
+        (
+            "prompt: {input: '{text} {text}'}",
+            "prompt.input (line 1): must contain {text} exactly once, not '{text} {text}'",
+        ),
+        (
+            "prompt: {input: 'Tweet: {text} '}",
+            "prompt.input (line 1): must not end in a space: write it at the beginning of",
+        ),
+        (
+            "prompt: {target: label}",
+            "prompt.target (line 1): must contain {label} exactly once, not 'label'",
+        ),
+        ("data: {labels: {0: a, 1: a}}", 'data.labels (line 1): the label word "a" stands twice'),
+        (
+            "data: {labels: {0: badly, 1: bad}}",
+            'data.labels (line 1): the label word "bad" is the beginning of "badly"',
+        ),
+        (
+            "data: {labels: {0: ' a', 1: b}}",
+            "data.labels (line 1): the label word ' a' is empty or",
+        ),
+        ("data: {labels: {0: '', 1: b}}", "data.labels (line 1): the label word '' is empty or"),
+        ("data: {labels: {0: a}}", "data.labels (line 1): needs at least two labels"),
+        ("data: {labels: [a, b]}", "data.labels (line 1): must be a mapping of keys"),
+        ("data:\n  labels:\n    0: [a]", "data.labels.0 (line 3): must be a text, not ['a']"),
+        (
+            "data:\n  labels: {0: a, 1: b, 2: c}\n  sample_size: 20\n  test_fraction: 0.05",
+            "data.test_fraction (line 4): test_fraction 0.05 of 20 texts makes 1 for testing",
+        ),
+        (
+            "data: {sample_size: 10, test_fraction: 0.9}",
+            "data.test_fraction (line 1): test_fraction 0.9 of 10 texts makes 9 for testing and 1",
+        ),
+        ("data: {test_fraction: 1.0}", "data.test_fraction (line 1): must be less than 1, not 1.0"),
+        ("data: {test_fraction: .nan}", "data.test_fraction (line 1): must be"),
+        ("data: {text_column: -1}", "data.text_column (line 1): must be"),
+        (
+            "data: {text_column: true}",
+            "data.text_column (line 1): must be a text or a whole number",
+        ),
+        ("data: {encoding: utf-99}", "data.encoding (line 1): is no known encoding; try utf-8"),
+        ("models: []", "models (line 1): must name at least one, not []"),
+        ("models: gpt2", "models (line 1): must be a list, not 'gpt2'"),
+        ("models: [3]", "models.0 (line 1): must be a mapping of keys, not 3"),
+        ("models: [{as: x}]", "models.0.model (line 1): this key is needed"),
+        ("models: [{model: t5, as: a/b}]", "models.0.as (line 1): must be a folder name"),
+        ("models: [gpt2, gpt2]", 'models (line 1): two models are called "gpt2"; give one of them'),
+        ("models: [a/m, b/M]", 'models (line 1): two models are called "M"; give one of them'),
+        ("1: x", "unknown key"),
+        ("models: &m [*m]", "models.0 (line 1): must be a mapping of keys"),
+    ],
+)
+def test_a_mistake_is_named_with_its_key_and_line(yaml: str, mistake: str, write: Write) -> None:
+    path = write(yaml)
+    head, *mistakes = refusal(path)
+    assert head == f"{path}: 1 mistake in the config"
+    assert len(mistakes) == 1
+    assert mistake in mistakes[0]
+
+
+def test_all_mistakes_are_named_at_once(write: Write) -> None:
+    path = write(
+        "trails: 3\n"
+        "models:\n"
+        "- model: t5\n"
+        "  training:\n"
+        "    epoch: 1\n"
+        "    batch_size: 0\n"
+        "- {as: x}\n"
+        "data:\n"
+        "  encoding: utf-99\n"
+        "  sample_size: ten\n"
+        "prompt:\n"
+        "  input: Tweet\n"
+        "training:\n"
+        "  loss: ful\n"
+        "  learning_rate: .nan\n"
+    )
+    head, *mistakes = refusal(path)
+    assert head == f"{path}: 9 mistakes in the config"
+    assert sorted(line.split(")")[0] + ")" for line in mistakes) == [
+        "  data.encoding (line 9)",
+        "  data.sample_size (line 10)",
+        "  models.0.training.batch_size (line 6)",
+        "  models.0.training.epoch (line 5)",
+        "  models.1.model (line 7)",
+        "  prompt.input (line 12)",
+        "  trails (line 1)",
+        "  training.learning_rate (line 15)",
+        "  training.loss (line 14)",
+    ]
+
+
+@pytest.mark.parametrize("yaml", ["", "- gpt2\n", "gpt2\n", "3\n"])
+def test_a_config_is_a_mapping(yaml: str, write: Write) -> None:
+    path = write(yaml)
+    assert refusal(path) == [f"{path}: a config is a mapping of keys, such as `trials: 3`"]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("articel", "; did you mean article?"),
+        ("smok", "; did you mean smoke?"),
+        ("other", "; shipped: smoke, default, article"),
+        ("mine.yaml", ""),
+    ],
+)
+def test_a_missing_config_names_the_nearest_shipped_one(name: str, hint: str) -> None:
+    assert refusal(name) == [f"{name}: cannot read this config: No such file or directory{hint}"]
+
+
+def test_a_folder_and_a_file_that_is_no_text_are_no_configs(tmp_path: Path) -> None:
+    assert "cannot read this config: Is a directory" in refusal(str(tmp_path))[0]
+    path = tmp_path / "latin.yaml"
+    path.write_bytes("name: é".encode("iso-8859-1"))
+    assert refusal(str(path)) == [f"{path}: not UTF-8 text (byte 6)"]
+
+
+# --------------------------------------------------------------------------------- command line
+
+
+def test_models_of_the_command_line_replace_the_list_and_keep_their_settings(write: Write) -> None:
+    path = write(
+        "models:\n"
+        "- gpt2\n"
+        "- {model: t5, training: {epochs: 7}}\n"
+        "- {model: ./folder, as: mine, training: {epochs: 8}}\n"
+    )
+    config = load(path, models=["t5", "mine", "gpt-neo"])
+    assert [m.model for m in config.models] == ["t5", "./folder", "gpt-neo"]
+    assert [s.training.epochs for s in config.trial_specs(("a", "b")) if s.trial == 1] == [7, 8, 3]
+
+
+def test_models_of_the_command_line_are_blamed_for_their_mistakes() -> None:
+    assert "models (--model): two models are called" in refusal("smoke", models=["t5", "t5"])[1]
+
+
+def test_trials_and_output_of_the_command_line() -> None:
+    config = load("smoke", trials=5, output_dir="out")
+    assert config.trials == 5
+    assert config.folder == Path("out/smoke")
+    assert "trials (--trials): must be greater" in refusal("smoke", trials=0)[1]
+    assert "output.dir (--output): must not be empty" in refusal("smoke", output_dir="")[1]
+
+
+def test_set_overrides_any_key(write: Write) -> None:
+    path = write("models: [gpt2, t5]\ntraining: {epochs: 2}\n")
+    config = load(
+        path,
+        overrides=[
+            "training.epochs=5",
+            "training.learning_rate=1e-4",
+            "models.1.training.epochs=6",
+            "data.labels={0: no, 4: yes}",
+            "prompt.input=Is it so? {text}",
+            "data.sample_size=null",
+        ],
+    )
+    assert [s.training.epochs for s in config.trial_specs(("a", "b")) if s.trial == 1] == [5, 6]
+    assert config.training.learning_rate == 1e-4
+    assert config.data.labels == {"0": "no", "4": "yes"}
+    assert config.prompt.input == "Is it so? {text}"
+    assert config.data.sample_size is None
+
+
+def test_set_reaches_the_models_of_a_file_that_lists_none(write: Write) -> None:
+    config = load(write("trials: 1\n"), overrides=["models.2.training.epochs=9"])
+    assert [s.training.epochs for s in config.trial_specs(("a", "b"))] == [3, 3, 9]
+
+
+def test_set_changes_one_model_where_two_share_an_alias(write: Write) -> None:
+    path = write(
+        "models:\n- {model: gpt2, training: &t {epochs: 1}}\n- {model: t5, training: *t}\ntrials: 1"
+    )
+    config = load(path, overrides=["models.0.training.epochs=5"])
+    assert [s.training.epochs for s in config.trial_specs(("a", "b"))] == [5, 1]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("nope.x=1", "nope (--set nope.x): unknown key"),
+        ("training.epoch=1", "training.epoch (--set training.epoch): unknown key; did you mean"),
+        ("training.epochs=0", "training.epochs (--set training.epochs): must be greater"),
+        (
+            "training.epochs.x=0",
+            "training.epochs (--set training.epochs.x): must be a whole number",
+        ),
+        ("training=5", "training (--set training): must be a mapping of keys, not 5"),
+        ("models.0.training.loss=x", "models.0.training.loss (--set models.0.training.loss): must"),
+        ("models=t5", "models (--set models): must be a list, not 't5'"),
+        ("trials", "--set trials: must be KEY=VALUE, for example --set training.epochs=3"),
+        ("=3", "--set =3: must be KEY=VALUE"),
+        ("trials=[", "--set, line 1: not valid YAML"),
+        ("models.9=t5", "--set models.9=t5: models has no item 9"),
+        ("models.x=t5", "--set models.x=t5: models has no item x"),
+        ("training.epochs.x=0", "--set training.epochs.x=0: training.epochs holds no keys"),
+        ("name.x=t5", "--set name.x=t5: name holds no keys"),
+    ],
+)
+def test_mistakes_in_set_name_it(override: str, message: str) -> None:
+    assert message in "\n".join(refusal("smoke", overrides=[override]))
+
+
+# -------------------------------------------------------------------- trial specs, fingerprints
+
+
+def test_trial_k_has_seed_plus_k_minus_1() -> None:
+    specs = load("smoke", trials=3, overrides=["seed=11"]).trial_specs(("a", "b"))
+    assert [(s.name, s.trial, s.seed) for s in specs] == [
+        (name, k, 10 + k) for name in ("gpt2", "gpt-neo", "t5") for k in (1, 2, 3)
+    ]
+
+
+def test_models_override_prompt_and_training_for_themselves(write: Write) -> None:
+    path = write(
+        "trials: 1\n"
+        "models:\n"
+        "- gpt2\n"
+        "- {model: t5, prompt: {input: '{text}'}, training: {batch_size: 8, learning_rate: 1e-4}}\n"
+    )
+    gpt2, t5 = load(path).trial_specs(("a", "b"))
+    assert gpt2.training == TrainingConfig()
+    assert t5.training == TrainingConfig(batch_size=8, learning_rate=1e-4)
+    assert t5.prompt == PromptConfig(input="{text}")
+
+
+@pytest.mark.parametrize(
+    ("save_model", "saved"), [("none", [False] * 3), ("first", [True, False, False])]
+)
+def test_which_trials_save_their_model(save_model: str, saved: list[bool]) -> None:
+    config = load("smoke", trials=3, models=["t5"], overrides=[f"output.save_model={save_model}"])
+    assert [spec.save_model for spec in config.trial_specs(("a", "b"))] == saved
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [("gpt2", "gpt2"), ("a/b-1.5", "b-1.5"), ("./my model/", "my-model"), ("C:\\m\\x", "x")],
+)
+def test_the_name_of_a_model_is_a_folder_name(model: str, name: str) -> None:
+    assert ModelConfig(model=model).name == name
+
+
+def fingerprint(*overrides: str, labels: tuple[str, ...] = ("a", "b")) -> str:
+    config = load("smoke", models=["gpt2"], overrides=overrides)
+    return config.trial_specs(labels)[0].fingerprint
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "training.learning_rate=1e-3",
+        "training.epochs=9",
+        "training.init=random",
+        "training.precision=fp32",
+        "prompt.input=Text {text}",
+        "prompt.target='{label}'",
+        "seed=2",
+        "models.0=gpt-neo",
+        "models.0.training.epochs=9",
+        "evaluation.decoding=score",
+    ],
+)
+def test_the_fingerprint_changes_with_what_can_change_the_score(override: str) -> None:
+    assert fingerprint(override) != fingerprint()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "training.device=cpu",
+        "evaluation.batch_size=1",
+        "output.dir=elsewhere",
+        "output.save_model=all",
+        "name=other",
+        "trials=9",
+        "models.0={model: gpt2, as: other}",
+    ],
+)
+def test_the_fingerprint_keeps_with_how_the_run_is_carried_out(override: str) -> None:
+    assert fingerprint(override) == fingerprint()
+
+
+def test_the_fingerprint_changes_with_the_label_words() -> None:
+    assert fingerprint(labels=("a", "c")) != fingerprint()

@@ -1,0 +1,54 @@
+"""What the documents say holds: generated pages are fresh, commands and shipped files exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tgsent.config import SHIPPED, load
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def test_configuration_reference_and_default_config_are_fresh():
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "make_reference.py", "--check"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+    blocks = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+    (command,) = [block.splitlines()[-1] for block in blocks if "pass the checks" in block]
+    assert (ROOT / ".ci" / "run").read_text("utf-8").splitlines()[-1] == command
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_configs_are_valid(name):
+    assert load(name).name == name
+
+
+def test_example_commands_of_the_readme_are_accepted(cli, tmp_path):
+    (tmp_path / "my.yaml").write_text("trials: 1\n")
+    (tmp_path / "reviews.csv").write_text(
+        "text,label\n" + "".join(f"text {i},{'good' if i % 2 else 'bad'}\n" for i in range(60))
+    )
+    commands = re.findall(r"^tgsent (run .*?)(?: +#.*| >.*)?$", README, flags=re.MULTILINE)
+    assert len(commands) >= 5
+    for command in commands:
+        arguments = [part.strip("'") for part in command.split()]
+        tiny = ["--set", "training.init=tiny", "--dry-run"]
+        if not any("data.path" in part for part in arguments):
+            tiny += ["--set", "data.path=sample", "--set", "data.sample_size=100"]
+        done = cli(*arguments, *tiny)
+        assert done.returncode == 0, (command, done.stderr)
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)#]+)\)", README))
+def test_links_of_the_readme_lead_somewhere(link):
+    assert (ROOT / link).exists()

@@ -1,0 +1,100 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import f1_score
+
+from tgsent.metrics import score, summarize
+from tgsent.records import Prediction
+
+LABELS = ("negative", "positive")
+WORDS = {"n": "negative", "p": "positive", "u": "neutral", "?": None}
+
+
+def predictions(truth: str, answers: str) -> list[Prediction]:
+    """Write each label as its first letter, and an answer that is no label as `?`."""
+    return [
+        Prediction("a text", WORDS[t] or "", WORDS[a], WORDS[a] or "well, yes")
+        for t, a in zip(truth, answers, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("truth", "answers", "macro_f1", "accuracy", "unparsed"),
+    [
+        ("np", "np", 1.0, 1.0, 0),
+        ("np", "pn", 0.0, 0.0, 0),
+        ("nnpp", "nppp", (2 / 3 + 4 / 5) / 2, 0.75, 0),
+        ("nnnp", "nnnn", (6 / 7) / 2, 0.75, 0),  # all one answer
+        ("nnpp", "pppp", (2 / 3) / 2, 0.5, 0),
+        ("pp", "pp", 0.5, 1.0, 0),  # a label of which there is no text
+        ("nnpp", "n?pp", (2 / 3 + 1) / 2, 0.75, 1),
+        ("nnpp", "??pp", 0.5, 0.5, 2),
+        ("np", "??", 0.0, 0.0, 2),
+        ("n", "n", 0.5, 1.0, 0),
+    ],
+)
+def test_score_known_values(
+    truth: str, answers: str, macro_f1: float, accuracy: float, unparsed: int
+) -> None:
+    result = score(predictions(truth, answers), LABELS)
+    assert result["macro_f1"] == pytest.approx(macro_f1)
+    assert result["accuracy"] == pytest.approx(accuracy)
+    assert result["unparsed"] == unparsed
+
+
+def test_score_per_label_and_confusion() -> None:
+    result = score(predictions("nnnppp", "nn?pnp"), LABELS)
+    assert result["per_label"] == {
+        "negative": pytest.approx({"precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "support": 3}),
+        "positive": pytest.approx({"precision": 1.0, "recall": 2 / 3, "f1": 0.8, "support": 3}),
+    }
+    assert result["confusion"] == {
+        "negative": {"negative": 2, "positive": 0, "": 1},
+        "positive": {"negative": 1, "positive": 2, "": 0},
+    }
+
+
+def test_confusion_has_a_column_for_no_label_only_where_needed() -> None:
+    result = score(predictions("np", "pp"), LABELS)
+    assert result["confusion"] == {
+        "negative": {"negative": 0, "positive": 1},
+        "positive": {"negative": 0, "positive": 1},
+    }
+
+
+@given(st.lists(st.tuples(st.sampled_from("npu"), st.sampled_from("npu?")), min_size=1))
+def test_score_agrees_with_scikit_learn(pairs: list[tuple[str, str]]) -> None:
+    labels = ("negative", "neutral", "positive")
+    given = predictions("".join(t for t, _ in pairs), "".join(a for _, a in pairs))
+    truth = [p.label for p in given]
+    answers = [p.predicted or "no label" for p in given]
+    expected = f1_score(truth, answers, labels=labels, average="macro", zero_division=0)
+    result = score(given, labels)
+    assert result["macro_f1"] == pytest.approx(expected)
+    assert list(result["per_label"]) == list(labels)
+    assert sum(sum(row.values()) for row in result["confusion"].values()) == len(given)
+    assert sum(row[label] for label, row in result["confusion"].items()) == pytest.approx(
+        result["accuracy"] * len(given)
+    )
+
+
+def test_summarize_of_three_trials() -> None:
+    half = 4.302653 * 0.02 / math.sqrt(3)  # Student's t with 2 degrees of freedom
+    result = summarize([0.8, 0.82, 0.84])
+    assert result["mean"] == pytest.approx(0.82)
+    assert result["std"] == pytest.approx(0.02)
+    assert result["ci95"] == pytest.approx([0.82 - half, 0.82 + half])
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([], {"mean": None, "std": None, "ci95": None}),
+        ([0.7], {"mean": 0.7, "std": None, "ci95": None}),
+        ([0.5, 0.5], {"mean": 0.5, "std": 0.0, "ci95": [0.5, 0.5]}),
+    ],
+)
+def test_summarize_of_few_trials(values: list[float], expected: dict[str, object]) -> None:
+    assert summarize(values) == expected
