@@ -378,8 +378,8 @@ def test_set_changes_one_model_where_two_share_an_alias(write: Write) -> None:
         ("training.epoch=1", "training.epoch (--set training.epoch): unknown key; did you mean"),
         ("training.epochs=0", "training.epochs (--set training.epochs): must be greater"),
         (
-            "training.epochs.x=0",
-            "training.epochs (--set training.epochs.x): must be a whole number",
+            "seed.x=0",
+            "seed (--set seed.x): must be a whole number, not {'x': 0}",
         ),
         ("training=5", "training (--set training): must be a mapping of keys, not 5"),
         ("models.0.training.loss=x", "models.0.training.loss (--set models.0.training.loss): must"),

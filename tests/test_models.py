@@ -52,8 +52,7 @@ def test_a_tiny_tokenizer_knows_the_words_of_the_training_split_alone(model: str
         )
         for train in (texts, with_it)
     ]
-    assert lengths[0] > 1
-    assert lengths[1] == 1
+    assert 1 <= lengths[1] < lengths[0]
 
 
 @pytest.mark.parametrize("model", FAMILIES)

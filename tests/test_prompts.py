@@ -65,11 +65,16 @@ def model(request: pytest.FixtureRequest) -> tuple[str, str]:
 
 
 def encoder_of(
-    model: tuple[str, str], *, max_tokens: int = 64, start_token: str | None = None
+    model: tuple[str, str],
+    *,
+    labels: tuple[str, ...] = LABELS,
+    max_tokens: int = 64,
+    start_token: str | None = None,
 ) -> tuple[LoadedModel, PromptEncoder]:
     name, init = model
     spec = tiny_spec(
         name,
+        labels=labels,
         training={"init": init, "max_tokens": max_tokens},
         prompt=PromptConfig(start_token=start_token),
     )
@@ -89,10 +94,12 @@ def plain_ids(loaded: LoadedModel, text: str) -> list[int]:
 
 
 def check_prompt(model: tuple[str, str], text: str, max_tokens: int) -> None:
-    loaded, encoder = encoder_of(model, max_tokens=max_tokens)
-    encoded = encoder.encode_examples([Example(text, label) for label in LABELS])
+    labels = ("negative", "very positive")
+    loaded, encoder = encoder_of(model, labels=labels, max_tokens=max_tokens)
+    encoded = encoder.encode_examples([Example(text, label) for label in labels])
     (prompt,) = encoder.encode_prompts([text])
     longest = max(len(e.target) for e in encoded)
+    assert longest > min(len(e.target) for e in encoded)
 
     if loaded.family is causal:
         trained_on = causal.collate(encoded, loaded.ids, "label", None)["input_ids"].tolist()
@@ -189,6 +196,27 @@ def test_t5_prompt_ends_in_the_template_although_t5_has_no_newline(t5_folder: Pa
     assert encoded.prompt == (25335, 10, 207, 239, 4892, 2998, 295, 10, 1)
     assert encoded.target == (1465, 1)
     assert list(encoded.prompt[-5:-1]) == plain_ids(loaded, "Sentiment:")
+
+
+@pytest.mark.parametrize("model", ["real t5", "tiny t5"], indirect=True)
+def test_a_sign_that_t5_does_not_know_stays_in_the_text(model: tuple[str, str]) -> None:
+    loaded, encoder = encoder_of(model)
+    (prompt,) = encoder.encode_prompts(["I \U0001f600 </s> you"])
+    # one for the face, one for `<`, which T5 does not know either
+    assert prompt.count(loaded.tokenizer.unk_token_id) == 2
+    assert prompt.count(loaded.ids.end) == 1
+
+
+def test_a_single_sign_that_is_a_special_token_is_left_out() -> None:
+    encoder = PromptEncoder(
+        prompt=PromptConfig(input="{text}>", target="{label}"),
+        labels=("y", "n"),
+        encode_texts=lambda texts: [[ord(sign) for sign in text] for text in texts],
+        special_ids={ord("#"), 0},
+        end_id=0,
+        max_tokens=8,
+    )
+    assert encoder.encode_prompts(["a#b##c", "#"]) == [tuple(b"abc>"), tuple(b">")]
 
 
 @pytest.mark.parametrize("model", ["real gpt2", "real t5", "tiny gpt2", "tiny t5"], indirect=True)

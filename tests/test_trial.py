@@ -15,6 +15,7 @@ from tgsent import metrics, models
 from tgsent.config import TrialSpec
 from tgsent.errors import UnavailableError
 from tgsent.evaluate import classify
+from tgsent.models import LoadedModel
 from tgsent.records import Example, Split, TrialResult
 from tgsent.trial import run_trial
 from tiny_models import FAMILIES, LABELS, Silent, examples, tiny_spec
@@ -55,6 +56,19 @@ def test_a_trial_depends_on_its_spec_and_split_alone(model: str) -> None:
     assert one.predictions == other.predictions
     assert one.log == other.log
     assert scores(one) == scores(other)
+
+
+def test_training_does_not_depend_on_what_loading_drew(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = run(tiny_spec("gpt2"))
+    load = models.load
+
+    def load_and_draw(spec: TrialSpec, train: tuple[Example, ...]) -> LoadedModel:
+        loaded = load(spec, train)
+        torch.rand(7)
+        return loaded
+
+    monkeypatch.setattr(models, "load", load_and_draw)
+    assert run(tiny_spec("gpt2")).log == expected.log
 
 
 def test_another_seed_gives_other_weights(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 ARTICLE_MACRO_F1 = {"gpt2": 0.817, "gpt-neo": 0.807, "t5": 0.807}
@@ -34,7 +35,7 @@ def results_table(results: dict[str, Any]) -> Table:
     published = results.get("article", {}).get("mean_macro_f1", {})
     hashes = " ".join(f"{split['trial']}:{split['sha256'][:12]}" for split in splits)
     table = Table(
-        title=f"{results['name']}: macro-F1",
+        title=f"{escape(results['name'])}: macro-F1",
         caption=f"splits {hashes}, the same for all models",
         caption_justify="left",
     )
@@ -50,7 +51,7 @@ def results_table(results: dict[str, Any]) -> Table:
         summary, trials = model["macro_f1"], model["trials"]
         n_test = sum(trial["n_test"] for trial in trials)
         cells = [
-            model["model"],
+            escape(model["model"]),
             *(
                 "failed" if split["trial"] in failed else _number(scores.get(split["trial"]))
                 for split in splits

@@ -77,6 +77,13 @@ class RunFolder:
             return
         except NotADirectoryError:
             raise RunFolderError(f"{self.path}: is a file, not a run folder") from None
+        except yaml.YAMLError:
+            before = None
+        if not isinstance(before, dict) or not isinstance(before.get("models"), list):
+            raise RunFolderError(
+                f"{self.path / 'config.yaml'}: is not the config of a run;"
+                " --fresh moves the folder aside, --output DIR takes another"
+            )
         now = yaml.safe_load(config.to_yaml())
         old, new = _flat(before), _flat(now)
         differing = [

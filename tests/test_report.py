@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+from rich.console import Console
+
+from tgsent.report import results_csv, results_table
+
+
+def trial(model: str, number: int, macro_f1: float, unparsed: int = 0) -> dict[str, Any]:
+    """The metrics of one trial, as far as reports read them."""
+    return {
+        "model": model,
+        "trial": number,
+        "seed": number,
+        "macro_f1": macro_f1,
+        "accuracy": 0.5,
+        "per_label": {"x": {"f1": 1.0}},
+        "unparsed": unparsed,
+        "n_train": 190,
+        "n_test": 10,
+        "train_seconds": 12.4,
+        "split_sha256": f"{number}" * 64,
+        "signature": "tgsent:0|a,b",
+    }
+
+
+def results(**more: Any) -> dict[str, Any]:
+    """Three models in two trials: both done; one done, one failed; none done."""
+    return {
+        "name": "mine",
+        "models": [
+            {
+                "model": "gpt2",
+                "trials": [trial("gpt2", 1, 0.8, 3), trial("gpt2", 2, 0.9, 1)],
+                "macro_f1": {"mean": 0.85, "std": 0.0707, "ci95": [0.2147, 1.4853]},
+                "failed": [],
+            },
+            {
+                "model": "t5",
+                "trials": [trial("t5", 2, 0.7)],
+                "macro_f1": {"mean": 0.7, "std": None, "ci95": None},
+                "failed": [{"trial": 1, "reason": "the loss is nan"}],
+            },
+            {
+                "model": "[b]odd",
+                "trials": [],
+                "macro_f1": {"mean": None, "std": None, "ci95": None},
+                "failed": [],
+            },
+        ],
+        "manifest": {"splits": [{"trial": k, "sha256": f"{k}" * 64} for k in (1, 2)]},
+        **more,
+    }
+
+
+def render(values: dict[str, Any]) -> list[list[str]]:
+    """The table's cells, row by row, the header first."""
+    file = io.StringIO()
+    Console(file=file, width=200).print(results_table(values))
+    lines = [line.replace("┃", "│") for line in file.getvalue().splitlines()]
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "│" in line]
+
+
+def test_the_table_has_a_row_per_model_and_a_column_per_trial() -> None:
+    header, gpt2, t5, odd = render(results())
+    assert header == ["model", "trial 1", "trial 2", "mean", "std", "unparsed", "training"]
+    assert gpt2 == ["gpt2", "0.8000", "0.9000", "0.8500", "0.0707", "20.0%", "25 s"]
+    assert t5 == ["t5", "failed", "0.7000", "0.7000", "-", "0.0%", "12 s"]
+    assert odd == ["[b]odd", "-", "-", "-", "-", "-", "-"]
+
+
+def test_the_table_shows_published_numbers_where_there_are_any() -> None:
+    article = {"mean_macro_f1": {"gpt2": 0.817}, "sample_size": 10_000, "trials": 3}
+    rows = render(results(article=article))
+    assert [row[-1] for row in rows] == ["article", "0.817", "-", "-"]
+
+
+def test_the_table_shows_the_hash_of_each_split() -> None:
+    table = results_table(results())
+    assert table.title == "mine: macro-F1"
+    assert table.caption == "splits 1:111111111111 2:222222222222, the same for all models"
+
+
+def test_the_csv_has_a_row_per_finished_trial() -> None:
+    text = results_csv(results())
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [(r["model"], r["trial"], r["macro_f1"], r["signature"]) for r in rows] == [
+        ("gpt2", "1", "0.8", "tgsent:0|a,b"),
+        ("gpt2", "2", "0.9", "tgsent:0|a,b"),
+        ("t5", "2", "0.7", "tgsent:0|a,b"),
+    ]
+    assert all(None not in row for row in rows)
+    assert "\r" not in text
+
+
+def test_the_csv_of_no_results_is_a_header() -> None:
+    assert results_csv({"models": []}).startswith("model,trial,seed,macro_f1,")
+    assert results_csv({"models": []}).count("\n") == 1
