@@ -129,6 +129,13 @@ def test_a_trial_is_finished_only_when_all_its_files_are_written(
     assert folder.finished(spec, "abc") is None
 
 
+def test_what_a_failed_attempt_left_goes_when_the_trial_is_written(tmp_path: Path) -> None:
+    folder, spec = RunFolder(tmp_path), spec_of()
+    folder.write("gpt2/trial-1/error.txt", "Traceback")
+    folder.write_trial(spec, result_of(spec))
+    assert files(tmp_path / "gpt2/trial-1") == ["log.jsonl", "metrics.json", "predictions.csv"]
+
+
 @pytest.mark.parametrize("content", ["", '{"macro_f1": 0.', "[]", "null", "\x00\xff"])
 def test_damaged_metrics_are_no_finished_trial(content: str, tmp_path: Path) -> None:
     folder, spec = RunFolder(tmp_path), spec_of()
@@ -171,6 +178,18 @@ def test_a_model_that_fails_half_way_leaves_the_old_one(tmp_path: Path) -> None:
         save("new", fail=True)
     assert files(tmp_path) == ["gpt2/trial-1/model/weights"]
     assert (tmp_path / "gpt2/trial-1/model/weights").read_text() == "old"
+
+
+def test_a_model_that_a_killed_run_left_half_written_is_cleared_away(tmp_path: Path) -> None:
+    folder, spec = RunFolder(tmp_path), spec_of("output.save_model=all")
+    killed = folder.model_folder(spec)
+    left = killed.__enter__()
+    assert left is not None
+    (left / "half").write_text("h")
+    with folder.model_folder(spec) as model:
+        assert model is not None
+        (model / "weights").write_text("w")
+    assert files(tmp_path) == ["gpt2/trial-1/model/weights"]
 
 
 def test_no_model_folder_where_none_is_wanted(tmp_path: Path) -> None:

@@ -134,3 +134,7 @@ def test_what_is_dumped_is_read_back_by_readers_of_both_versions(value: object) 
 @pytest.mark.parametrize("text", ["1e-4", "089", "no", "2001-01-01"])
 def test_texts_that_look_like_other_types_are_quoted(text: str) -> None:
     assert dump({"key": text}) == f"key: '{text}'\n"
+
+
+def test_line_breaks_are_written_as_such() -> None:
+    assert dump({"input": "Tweet: {text}\nIs it?"}) == 'input: "Tweet: {text}\\nIs it?"\n'

@@ -194,9 +194,11 @@ def main() -> None:
         _complain(str(error))
         code = error.exit_code
     except typer.TyperException as error:  # of the command line itself
-        _complain(f"{error.format_message()} (tgsent --help shows the way)")
+        if message := error.format_message():  # empty where the help was shown instead
+            _complain(f"{message} (tgsent --help shows the way)")
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        _complain("interrupted; finished trials are kept, and the same command goes on from there")
         code = 130
+    if code == 130:  # Typer may have turned Ctrl-C into this code already
+        _complain("interrupted; finished trials are kept, and the same command goes on from there")
     sys.exit(code)

@@ -174,7 +174,7 @@ class TrainingConfig(Section):
     gradient_accumulation: PositiveInt = 1
     """Parts in which a batch is computed, to save memory; the gradient stays that of the batch."""
     learning_rate: PositiveFloat | Literal["auto"] = "auto"
-    """Peak of the schedule. `auto`: 6.25e-5 for causal and 3e-4 for seq2seq models; 2e-3 with
+    """Peak of the schedule. `auto`: 6.25e-5 for causal and 3e-4 for seq2seq models; 1e-3 with
     `init: tiny` and 3e-4 with `init: random`, which start from nothing."""
     warmup_steps: NotNegativeFloat = 0.1
     """Optimizer steps of linear warm-up before the linear decay; below 1: a share of all steps."""

@@ -8,7 +8,6 @@ import io
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -137,8 +136,9 @@ class RunFolder:
             yield None
             return
         folder = self.trial_folder(spec)
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".model-", dir=folder))
+        temporary = folder / ".model.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)  # of a killed run
+        temporary.mkdir(parents=True)
         try:
             yield temporary
             shutil.rmtree(folder / "model", ignore_errors=True)
@@ -149,7 +149,8 @@ class RunFolder:
     def write_trial(self, spec: TrialSpec, result: TrialResult) -> None:
         """Write all files of a finished trial; `metrics.json` comes last and makes it finished."""
         folder = self.trial_folder(spec)
-        (folder / "metrics.json").unlink(missing_ok=True)
+        for outdated in ("metrics.json", "error.txt"):
+            (folder / outdated).unlink(missing_ok=True)
         write_atomic(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in result.log))
         write_atomic(folder / "predictions.csv", predictions_csv(result.predictions, spec.labels))
         write_atomic(folder / "metrics.json", to_json(result.metrics))

@@ -59,8 +59,8 @@ _CoreLoader.add_constructor("tag:yaml.org,2002:int", _decimal)
 
 
 def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    # PyYAML folds lines at these characters, and gives other ones back
-    style = '"' if re.search("[\x85\u2028\u2029]", text) else None
+    # PyYAML folds lines at these characters, which is hard to read and not always undone
+    style = '"' if re.search("[\n\x85\u2028\u2029]", text) else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
 
 

@@ -10,7 +10,9 @@ from tgsent.finetune.family import IGNORE, Batch, Counted, SpecialIds, pad
 from tgsent.records import Encoded
 
 
-def collate(examples: Sequence[Encoded], ids: SpecialIds, loss: Counted, pad_to: int | None) -> Batch:
+def collate(
+    examples: Sequence[Encoded], ids: SpecialIds, loss: Counted, pad_to: int | None
+) -> Batch:
     """Pad on the right; the label of a position is the token that follows it."""
     texts = [(*e.prompt, *e.target) for e in examples]
     input_ids = pad(texts, ids.pad, pad_to)

@@ -10,7 +10,9 @@ from tgsent.finetune.family import IGNORE, Batch, Counted, SpecialIds, pad
 from tgsent.records import Encoded
 
 
-def collate(examples: Sequence[Encoded], ids: SpecialIds, loss: Counted, pad_to: int | None) -> Batch:
+def collate(
+    examples: Sequence[Encoded], ids: SpecialIds, loss: Counted, pad_to: int | None
+) -> Batch:
     """Pad on the right; the decoder reads its start token (T5: the padding token) and the target.
 
     Only the target is predicted here, so that every kind of `loss` means the whole target.

@@ -1,0 +1,370 @@
+"""The command line as its users meet it: every test starts processes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tgsent
+from conftest import Cli, cli_environment
+from tgsent.config import load
+
+WORDS = {"joy": "lovely great happy", "anger": "awful hate rage", "calm": "quiet slow still"}
+ON_TEXTS = (
+    "--set", "data.path=texts.csv", "--set", "data.sample_size=null",
+    "--set", "data.test_fraction=0.2", "--set", "training.init=tiny",
+)  # fmt: skip
+RUN = ("run", "-m", "gpt2", "-m", "t5", "-n", "2", *ON_TEXTS, "--set", "training.epochs=1")
+FirstRun = tuple[Path, subprocess.CompletedProcess[str]]
+
+
+def write_texts(folder: Path) -> None:
+    """60 made-up texts with one of three labels each."""
+    labels = list(WORDS)
+    with (folder / "texts.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        for i in range(60):
+            label = labels[i % 3]
+            writer.writerow([f"so {WORDS[label].split()[i // 3 % 3]} today, number {i}", label])
+
+
+def contents(folder: Path, pattern: str) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob(pattern)}
+
+
+# ------------------------------------------------------------------------ help, version, errors
+
+
+def test_version(cli: Cli) -> None:
+    done = cli("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"tgsent {tgsent.__version__}\n", "")
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_names_the_commands(flag: str, cli: Cli) -> None:
+    done = cli(flag)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "run" in done.stdout
+    assert "tgsent run -c smoke" in done.stdout
+
+
+def test_no_arguments_show_the_help(cli: Cli) -> None:
+    done = cli()
+    assert (done.returncode, done.stderr) == (2, "")
+    assert "Usage" in done.stdout
+
+
+def test_help_of_run_explains_every_flag_and_has_examples(cli: Cli) -> None:
+    done = cli("run", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    flags = (
+        "--config -c --model -m --trials -n --output -o --set --dry-run --json --quiet -q --fresh"
+    )
+    for flag in flags.split():
+        assert re.search(rf"^│ .*(?<!\S){flag} .* \w+.* │$", done.stdout, re.MULTILINE), flag
+    assert "Examples" in done.stdout
+    assert "tgsent run --model gpt2 --trials 3" in done.stdout
+    assert "130 interrupted" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [None, ["--help"], ["run", "--help"], ["run", "--set", "x=1"], ["run", "-c", "no"]]
+)
+def test_heavy_libraries_stay_away(arguments: list[str] | None) -> None:
+    script = (
+        "import sys, tgsent.cli\n"
+        "sys.argv[0] = 'tgsent'\n"
+        "try:\n"
+        "    sys.argv[1:] == ['import'] or tgsent.cli.main()\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        "heavy = {'torch', 'transformers', 'pandas', 'sklearn', 'numpy', 'scipy', 'accelerate'}\n"
+        "print('heavy:', sorted(heavy & sys.modules.keys()))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *(["import"] if arguments is None else arguments)],
+        capture_output=True,
+        text=True,
+        env=cli_environment(),
+    )
+    assert done.stdout.splitlines()[-1] == "heavy: []", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--nope"], "No such option: --nope"),
+        (["walk"], "No such command 'walk'"),
+        (["run", "more"], "(more)"),
+        (["run", "-n", "many"], "'-n' / '--trials'"),
+        (["run", "-n", "0"], "trials (--trials): must be greater than or equal to 1, not 0"),
+        (["run", "-c", "articel"], "articel: cannot read this config: No such file or directory;"),
+        (
+            ["run", "-c", "wrong.yaml"],
+            "training.epoch (line 1): unknown key; did you mean `epochs`?",
+        ),
+        (["run", "--set", "trials"], "--set trials: must be KEY=VALUE"),
+        (["run", "--set", "traning.epochs=1"], "did you mean `training`?"),
+        (["run", "--set", "data.path=no.csv"], "no.csv: cannot read the data: No such file"),
+        (["run", *ON_TEXTS, "--set", "data.test_fraction=0.01"], "texts.csv: cannot be split"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_few_lines(
+    arguments: list[str], message: str, cli: Cli, tmp_path: Path
+) -> None:
+    write_texts(tmp_path)
+    (tmp_path / "wrong.yaml").write_text("training: {epoch: 3}\n")
+    done = cli(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("tgsent: ")
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) <= 3
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_traceback_is_for_those_who_ask(cli: Cli) -> None:
+    done = cli("run", "-c", "no", env={"TGSENT_DEBUG": "1"})
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("tgsent: no: cannot read this config")
+
+
+def test_without_sentiment140_the_ways_out_are_named(cli: Cli) -> None:
+    done = cli("run")
+    assert (done.returncode, done.stdout) == (3, "")
+    for way in ("TGSENT_SENTIMENT140", "--set data.path=FILE", "-c smoke"):
+        assert way in done.stderr
+    assert len(done.stderr.splitlines()) <= 3
+
+
+def test_a_model_that_does_not_exist_is_found_out_before_anything_runs(
+    cli: Cli, tmp_path: Path
+) -> None:
+    write_texts(tmp_path)
+    done = cli("run", "-m", "gpt2", "-m", "./nowhere", *ON_TEXTS)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == "tgsent: ./nowhere: no such folder; name a folder that holds a model\n"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_shells_can_complete(tmp_path: Path) -> None:
+    script = "import sys; sys.argv = ['tgsent', *sys.argv[1:]]; from tgsent.cli import main; main()"
+
+    def tgsent_with(env: dict[str, str], *args: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", script, *args],
+            capture_output=True,
+            text=True,
+            env=cli_environment(env),
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    shown = tgsent_with(
+        {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}, "--show-completion", "bash"
+    )
+    assert "_TGSENT_COMPLETE=complete_bash" in shown
+    asked = {
+        "_TGSENT_COMPLETE": "complete_bash",
+        "COMP_WORDS": "tgsent run --dr",
+        "COMP_CWORD": "2",
+    }
+    assert tgsent_with(asked).split() == ["--dry-run"]
+
+
+# -------------------------------------------------------------------------------------- dry run
+
+
+def test_a_dry_run_shows_what_would_be_done_and_does_nothing(cli: Cli, tmp_path: Path) -> None:
+    write_texts(tmp_path)
+    done = cli(*RUN, "--dry-run")
+    assert (done.returncode, done.stderr) == (0, "")
+    config, _, plan = done.stdout.partition("\n\n" + "data ")
+    (tmp_path / "shown.yaml").write_text(config)
+    assert load(str(tmp_path / "shown.yaml")).training.epochs == 1
+    for part in (
+        "texts.csv: 60 rows, 0 repeated texts (0 dropped), 60 sampled",
+        "trial 2   train 48 (16 anger, 16 calm, 16 joy); test 12 (4 anger, 4 calm, 4 joy)",
+        "gpt2 (",
+        "t5 (",
+        "2 optimizer steps at ",
+        "FLOP for training",
+    ):
+        assert part in plan
+    assert re.search(r"training prompt +'.*Tweet: so .*\\nSentiment: (joy|anger|calm)<\|", plan)
+    assert re.search(r"test prompt +'.*Tweet: so .*\\nSentiment:'", plan)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["shown.yaml", "texts.csv"]
+
+
+def test_a_dry_run_as_json_is_one_document(cli: Cli, tmp_path: Path) -> None:
+    write_texts(tmp_path)
+    done = cli(*RUN, "--dry-run", "--json")
+    plan = json.loads(done.stdout)
+    assert plan["config"]["data"]["path"] == "texts.csv"
+    assert [split["test"] for split in plan["splits"]] == [{"anger": 4, "calm": 4, "joy": 4}] * 2
+    assert [model["model"] for model in plan["models"]] == ["gpt2", "t5"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["texts.csv"]
+
+
+# ------------------------------------------------------------------------------------------ run
+
+
+@pytest.fixture(scope="session")
+def first_run(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> FirstRun:
+    """A finished run: its working folder, and what it printed."""
+    folder = tmp_path_factory.mktemp("first")
+    write_texts(folder)
+    done = subprocess.run(
+        [sys.executable, "-m", "tgsent", *RUN],
+        cwd=folder,
+        env=cli_environment(),
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
+    return folder, done
+
+
+@pytest.fixture
+def finished(first_run: FirstRun, tmp_path: Path) -> Path:
+    """A working folder of one's own where the run is finished."""
+    shutil.copytree(first_run[0], tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def test_a_run_prints_its_table_and_tells_its_progress(
+    first_run: FirstRun,
+) -> None:
+    _, done = first_run
+    assert done.returncode == 0, done.stderr
+    assert "default: macro-F1" in done.stdout
+    rows = re.findall(r"^│ (\S+) +│ +([\d.]+) │ +([\d.]+) │", done.stdout, re.MULTILINE)
+    assert [row[0] for row in rows] == ["gpt2", "t5"]
+    assert (
+        len(re.findall(r"^(gpt2|t5) trial [12]: epoch 1/1, mean loss", done.stderr, re.MULTILINE))
+        == 4
+    )
+    assert len(re.findall(r"^(gpt2|t5) trial [12]: macro-F1 \d", done.stderr, re.MULTILINE)) == 4
+    assert len(done.stderr.splitlines()) == 8
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_a_run_folder_holds_what_is_promised(
+    first_run: FirstRun,
+) -> None:
+    folder = first_run[0] / "runs/default"
+    trials = [f"{model}/trial-{k}" for model in ("gpt2", "t5") for k in (1, 2)]
+    expected = ["config.yaml", "manifest.json", "results.csv", "results.json"] + [
+        f"{trial}/{name}"
+        for trial in trials
+        for name in ("log.jsonl", "metrics.json", "predictions.csv")
+    ]
+    assert sorted(contents(folder, "*.*")) == sorted(expected)
+    assert load(str(folder / "config.yaml")).trials == 2
+
+    results = json.loads((folder / "results.json").read_text())
+    assert (results["schema_version"], results["name"]) == (1, "default")
+    assert "article" not in results
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert results["manifest"] == manifest
+    assert manifest["finished"] >= manifest["started"]
+    for model in results["models"]:
+        for k, metrics in enumerate(model["trials"], start=1):
+            trial = folder / model["model"] / f"trial-{k}"
+            assert metrics == json.loads((trial / "metrics.json").read_text())
+            assert metrics["split_sha256"] == manifest["splits"][k - 1]["sha256"]
+            with (trial / "predictions.csv").open(newline="", encoding="utf-8") as file:
+                assert len(list(csv.DictReader(file))) == metrics["n_test"] == 12
+
+
+def test_the_same_command_in_another_folder_gives_the_same_predictions(
+    first_run: FirstRun, cli: Cli, tmp_path: Path
+) -> None:
+    write_texts(tmp_path)
+    done = cli(*RUN, "--json", "-q", "-o", "elsewhere")
+    assert (done.returncode, done.stderr) == (0, "")
+    folder = tmp_path / "elsewhere/default"
+    assert done.stdout == (folder / "results.json").read_text(encoding="utf-8")
+    predictions = contents(folder, "predictions.csv")
+    assert len(predictions) == 4
+    assert predictions == contents(first_run[0] / "runs/default", "predictions.csv")
+
+
+def test_the_same_command_again_runs_nothing_twice(finished: Path, cli: Cli) -> None:
+    before = contents(finished / "runs", "trial-*/*")
+    times = {path: path.stat().st_mtime_ns for path in finished.rglob("trial-*/*")}
+    done = cli(*RUN)
+    assert done.returncode == 0
+    assert done.stderr == "4 of 4 trials are finished already\n"
+    assert "gpt2" in done.stdout
+    assert contents(finished / "runs", "trial-*/*") == before
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("trial-*/*")} == times
+
+
+def test_an_unfinished_trial_is_run_again_to_the_same_result(finished: Path, cli: Cli) -> None:
+    before = contents(finished / "runs", "predictions.csv")
+    trial = finished / "runs/default/gpt2/trial-2"
+    (trial / "metrics.json").write_text('{"macro_f1": 0.')
+    (trial / "predictions.csv").unlink()
+    done = cli(*RUN)
+    assert done.returncode == 0
+    assert done.stderr.startswith("3 of 4 trials are finished already\ngpt2 trial 2: epoch 1/1,")
+    assert len(done.stderr.splitlines()) == 3
+    assert contents(finished / "runs", "predictions.csv") == before
+
+
+def test_fresh_moves_the_old_results_aside(finished: Path, cli: Cli) -> None:
+    before = contents(finished / "runs/default", "*.*")
+    done = cli("run", "-m", "gpt2", "-n", "1", *RUN[7:], "--fresh")
+    assert done.returncode == 0
+    (aside,) = (finished / "runs").glob("default.old-*")
+    assert f"the old results are now in runs/{aside.name}" in done.stderr
+    assert contents(aside, "*.*") == before
+    assert [p.name for p in (finished / "runs/default").iterdir() if p.is_dir()] == ["gpt2"]
+
+
+def test_other_settings_do_not_mix_with_old_results(finished: Path, cli: Cli) -> None:
+    before = contents(finished / "runs", "*.*")
+    done = cli(*RUN, "--set", "training.weight_decay=0.5")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "training.weight_decay was 0.01 and is now 0.5" in done.stderr
+    assert "--fresh" in done.stderr
+    assert len(done.stderr.splitlines()) <= 3
+    assert contents(finished / "runs", "*.*") == before
+
+
+def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
+    write_texts(tmp_path)
+    command = ("run", "-m", "gpt2", "-n", "1", *ON_TEXTS, "--set", "training.epochs=5000")
+    with subprocess.Popen(
+        [sys.executable, "-m", "tgsent", *command],
+        cwd=tmp_path,
+        env=cli_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("gpt2 trial 1: epoch 1/5000, mean loss")
+        process.send_signal(signal.SIGINT)
+        try:
+            stdout, stderr = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, stdout) == (130, "")
+    *progress, last = stderr.splitlines()
+    assert last == (
+        "tgsent: interrupted; finished trials are kept, and the same command goes on from there"
+    )
+    assert all(line.startswith("gpt2 trial 1: epoch ") for line in progress)
