@@ -55,9 +55,11 @@ def reference() -> str:
     """Write one table per section."""
     top = [name for name in RunConfig.model_fields if not _section(RunConfig, name)]
     parts = [INTRODUCTION, _table("The run", RunConfig, "", top)]
-    for name in RunConfig.model_fields:
-        if section := _section(RunConfig, name):
-            parts.append(_table(f"`{name}`", section, f"{name}.", list(section.model_fields)))
+    parts += [
+        _table(f"`{name}`", section, f"{name}.", list(section.model_fields))
+        for name in RunConfig.model_fields
+        if (section := _section(RunConfig, name))
+    ]
     parts.append(_table("An item of `models`", ModelConfig, "", list(ModelConfig.model_fields)))
     return "\n".join(parts)
 
@@ -81,7 +83,9 @@ def default_config() -> str:
 
 def _entry(section: type[BaseModel], key: str, value: Any, indent: str) -> list[str]:
     text = " ".join((section.model_fields[key].description or "").split())
-    comment = textwrap.wrap(text, 100, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
+    comment = textwrap.wrap(
+        text, 100, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# "
+    )
     return ["", *comment, f"{indent}{key}: {_yaml(value)}"]
 
 

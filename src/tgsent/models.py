@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from tgsent.records import Example
 
 PAD_TOKEN = "<|pad|>"
 _TINY_VOCABULARY = 8_000
+_LONGEST_PIECE = 16
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,11 @@ def load(spec: TrialSpec, train: Iterable[Example]) -> LoadedModel:
             lambda source: auto.from_pretrained(source, dtype=torch.float32, use_safetensors=True),
         )
     else:
-        model = auto.from_config(config, dtype=torch.float32)
+        model = auto.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+        if init == "tiny" and config.is_encoder_decoder:
+            # T5's embeddings start ten times as large as GPT-2's after scaling: from so few texts
+            # its words are then learned by heart and not by what they say
+            model.get_input_embeddings().weight.data.mul_(0.1)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     start = getattr(config, "decoder_start_token_id", None)
@@ -187,7 +193,7 @@ def prompt_encoder(loaded: LoadedModel, spec: TrialSpec) -> PromptEncoder:
         special_ids=special,
         end_id=loaded.ids.end,
         max_tokens=spec.training.max_tokens,
-        start_ids=tuple(tokenizer.convert_tokens_to_ids([start])) if start else (),
+        start_ids=(_id_of(tokenizer, start),) if start else (),
         stop_ids=(loaded.ids.end,) if is_seq2seq else (),
         target_counts=not is_seq2seq,
     )
@@ -198,6 +204,10 @@ def prompt_encoder(loaded: LoadedModel, spec: TrialSpec) -> PromptEncoder:
                 f' "{loaded.decode(target[:-1]).strip()}"; choose another word with data.labels'
             )
     return encoder
+
+
+def _id_of(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    return int(tokenizer.convert_tokens_to_ids(token))  # type: ignore[arg-type]  # a list for lists
 
 
 def _source(model: str) -> str:
@@ -256,12 +266,8 @@ def _check_positions(config: PreTrainedConfig, spec: TrialSpec) -> None:
 
 
 def _model_type(name: str) -> str:
-    if alias := alias_of(name):
-        return ALIASES[alias].model_type
-    config_file = Path(name) / "config.json"
-    if config_file.is_file():
-        return str(json.loads(config_file.read_text("utf-8")).get("model_type"))
-    return str(_config(name).model_type)
+    alias = alias_of(name)
+    return ALIASES[alias].model_type if alias else str(_config(name).model_type)
 
 
 def _tiny_architecture(spec: TrialSpec) -> PreTrainedConfig:
@@ -278,6 +284,7 @@ def _tiny_architecture(spec: TrialSpec) -> PreTrainedConfig:
             n_layer=2,
             n_head=4,
             n_positions=positions,
+            attn_pdrop=0.0,
             activation_function="gelu_pytorch_tanh",  # the same function, fused
         )
     if model_type == "gpt_neo":
@@ -287,14 +294,19 @@ def _tiny_architecture(spec: TrialSpec) -> PreTrainedConfig:
             num_heads=16,
             embed_dropout=0.1,
             resid_dropout=0.1,
-            attention_dropout=0.1,
             activation_function="gelu_pytorch_tanh",
             attention_types=[[["global", "local"], 1]],
             max_position_embeddings=positions,
         )
     if model_type == "t5":
         return T5Config(
-            d_model=128, d_ff=256, num_layers=2, num_decoder_layers=1, num_heads=16, d_kv=8
+            d_model=128,
+            d_ff=256,
+            num_layers=2,
+            num_decoder_layers=1,
+            num_heads=16,
+            d_kv=8,
+            dropout_rate=0.0,
         )
     raise ConfigError(
         f"training.init: there is no tiny architecture of the kind of {spec.model}"
@@ -343,25 +355,40 @@ def _train_byte_level_bpe(texts: list[str]) -> PreTrainedTokenizerBase:
 
 
 def _train_unigram(texts: list[str]) -> PreTrainedTokenizerBase:
-    """T5's kind of tokenizer: Unigram over words that begin with a mark (Kudo 2018)."""
-    tokenizer = Tokenizer(tokenizer_models.Unigram())
-    tokenizer.normalizer = normalizers.NFKC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    """T5's kind of tokenizer: a unigram language model over pieces of words (Kudo 2018).
+
+    The pieces are the most frequent substrings of words, weighted by their length, which is where
+    Kudo's algorithm starts; its further rounds, for smaller vocabularies, are left out: as the
+    libraries do them, frequent words are lost when no longer word holds them (` positive` becomes
+    three pieces), and the result differs from run to run.
+    """
+    normalizer = normalizers.NFKC()
+    splitter = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
     )
-    tokenizer.decoder = decoders.Metaspace()
-    tokenizer.train_from_iterator(
-        texts,
-        trainers.UnigramTrainer(
-            vocab_size=_TINY_VOCABULARY,
-            special_tokens=["<pad>", "</s>", "<unk>"],
-            unk_token="<unk>",
-            show_progress=False,
-        ),
+    words = Counter(
+        word
+        for text in texts
+        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))
     )
+    counts: Counter[str] = Counter()
+    for word, count in words.items():
+        for start in range(len(word)):
+            for end in range(start + 1, min(len(word), start + _LONGEST_PIECE) + 1):
+                counts[word[start:end]] += count
+    characters = sorted(piece for piece in counts if len(piece) == 1)
+    frequent = sorted(
+        (piece for piece, count in counts.items() if len(piece) > 1 and count > 1),
+        key=lambda piece: (-counts[piece] * len(piece), piece),
+    )
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    pieces = [*characters, *frequent][: _TINY_VOCABULARY - len(special)]
+    total = math.log(sum(counts[piece] for piece in pieces))
+    scored = [(piece, math.log(counts[piece]) - total) for piece in pieces]
+    tokenizer = Tokenizer(tokenizer_models.Unigram([*special, *scored], unk_id=2))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = splitter
+    tokenizer.decoder = decoders.Metaspace()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="</s>",
-        pad_token="<pad>",
-        unk_token="<unk>",
+        tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
     )
