@@ -38,13 +38,14 @@ def test_example_commands_of_the_readme_are_accepted(cli, tmp_path):
     (tmp_path / "reviews.csv").write_text(
         "text,label\n" + "".join(f"text {i},{'good' if i % 2 else 'bad'}\n" for i in range(60))
     )
+    (tmp_path / "TWEETS.csv").write_bytes((ROOT / "data" / "sample_tweets.csv").read_bytes())
     commands = re.findall(r"^tgsent (run .*?)(?: +#.*| >.*)?$", README, flags=re.MULTILINE)
     assert len(commands) >= 5
     for command in commands:
         arguments = [part.strip("'") for part in command.split()]
-        tiny = ["--set", "training.init=tiny", "--dry-run"]
+        tiny = ["--set", "training.init=tiny", "--set", "data.sample_size=null", "--dry-run"]
         if not any("data.path" in part for part in arguments):
-            tiny += ["--set", "data.path=sample", "--set", "data.sample_size=100"]
+            tiny += ["--set", "data.path=sample"]
         done = cli(*arguments, *tiny)
         assert done.returncode == 0, (command, done.stderr)
 
