@@ -306,7 +306,7 @@ def test_the_same_command_again_runs_nothing_twice(finished: Path, cli: Cli) -> 
     times = {path: path.stat().st_mtime_ns for path in finished.rglob("trial-*/*")}
     done = cli(*RUN)
     assert done.returncode == 0
-    assert done.stderr == "4 of 4 trials are finished already\n"
+    assert done.stderr == "already finished: 4 of 4 trials\n"
     assert "gpt2" in done.stdout
     assert contents(finished / "runs", "trial-*/*") == before
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("trial-*/*")} == times
@@ -319,7 +319,7 @@ def test_an_unfinished_trial_is_run_again_to_the_same_result(finished: Path, cli
     (trial / "predictions.csv").unlink()
     done = cli(*RUN)
     assert done.returncode == 0
-    assert done.stderr.startswith("3 of 4 trials are finished already\ngpt2 trial 2: epoch 1/1,")
+    assert done.stderr.startswith("already finished: 3 of 4 trials\ngpt2 trial 2: epoch 1/1,")
     assert len(done.stderr.splitlines()) == 3
     assert contents(finished / "runs", "predictions.csv") == before
 
@@ -355,7 +355,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         # whoever runs the tests in the background may have the signal ignored, which is inherited
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
     ) as process:
         assert process.stderr is not None
         assert process.stderr.readline().startswith("gpt2 trial 1: epoch 1/5000, mean loss")

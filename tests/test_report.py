@@ -51,7 +51,7 @@ def results(**more: Any) -> dict[str, Any]:
                 "failed": [],
             },
         ],
-        "manifest": {"splits": [{"trial": k, "sha256": f"{k}" * 64} for k in (1, 2)]},
+        "manifest": {"splits": [{"trial": k, "n_test": 10, "sha256": f"{k}" * 64} for k in (1, 2)]},
         **more,
     }
 
@@ -81,7 +81,9 @@ def test_the_table_shows_published_numbers_where_there_are_any() -> None:
 def test_the_table_shows_the_hash_of_each_split() -> None:
     table = results_table(results())
     assert table.title == "mine: macro-F1"
-    assert table.caption == "splits 1:111111111111 2:222222222222, the same for all models"
+    assert table.caption == (
+        "10 test texts a trial; splits 1:111111111111 2:222222222222, the same for all models"
+    )
 
 
 def test_the_csv_has_a_row_per_finished_trial() -> None:

@@ -247,10 +247,17 @@ def test_the_lock_leaves_nothing_in_the_run_folder(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(RunFolderError, match="cannot write here"),
+        pytest.raises(RunFolderError, match="file: is a file, not a folder"),
         RunFolder(tmp_path / "file/run").locked(),
     ):
         pass
+
+
+def test_finished_trials_of_other_models_are_named(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for name in ("gpt2/trial-1", "gpt2/trial-2", "t5/trial-1"):
+        folder.write(f"{name}/metrics.json", "{}")
+    assert folder.other_trials([spec_of()]) == ["gpt2/trial-2", "t5/trial-1"]
 
 
 def test_moving_aside_keeps_everything(tmp_path: Path) -> None:

@@ -175,6 +175,7 @@ def _print_plan(
 def _quiet_libraries() -> None:
     """Keep the libraries' own talk off the terminal, unless the user asked for it."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 

@@ -63,7 +63,9 @@ def run(
             else:
                 finished[spec.name, spec.trial] = metrics
         if finished:
-            progress.line(f"{len(finished)} of {len(specs)} trials are finished already")
+            progress.line(f"already finished: {len(finished)} of {len(specs)} trials")
+        if others := folder.other_trials(specs):
+            progress.line(f"not in this table, but kept in {folder.path}: {', '.join(others)}")
         results = collect(config, dataset, finished, failed, manifest)
         for spec in pending:
             outcome = _attempt(spec, splits[spec.trial - 1], folder, progress)

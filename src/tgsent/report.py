@@ -34,9 +34,10 @@ def results_table(results: dict[str, Any]) -> Table:
     splits = results["manifest"]["splits"]
     published = results.get("article", {}).get("mean_macro_f1", {})
     hashes = " ".join(f"{split['trial']}:{split['sha256'][:12]}" for split in splits)
+    n_test = splits[0]["n_test"]
     table = Table(
         title=f"{escape(results['name'])}: macro-F1",
-        caption=f"splits {hashes}, the same for all models",
+        caption=f"{n_test} test texts a trial; splits {hashes}, the same for all models",
         caption_justify="left",
     )
     table.add_column("model")

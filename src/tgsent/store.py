@@ -49,6 +49,8 @@ class RunFolder:
                 f"{self.path}: another run is writing to this folder;"
                 " wait for it, or choose another with --output"
             ) from None
+        except (FileExistsError, NotADirectoryError):
+            raise RunFolderError(f"{self.path.parent}: is a file, not a folder") from None
         except OSError as error:
             raise RunFolderError(f"{self.path}: cannot write here: {error.strerror}") from None
         try:
@@ -128,6 +130,12 @@ class RunFolder:
         if spec.save_model and not (folder / "model").is_dir():
             return None
         return metrics
+
+    def other_trials(self, specs: Sequence[TrialSpec]) -> list[str]:
+        """Name the finished trials in the folder that are none of `specs`."""
+        ours = {self.trial_folder(spec) for spec in specs}
+        found = sorted(path.parent for path in self.path.glob("*/trial-*/metrics.json"))
+        return [str(path.relative_to(self.path)) for path in found if path not in ours]
 
     @contextlib.contextmanager
     def model_folder(self, spec: TrialSpec) -> Iterator[Path | None]:
