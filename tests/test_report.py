@@ -82,7 +82,7 @@ def test_the_table_shows_the_hash_of_each_split() -> None:
     table = results_table(results())
     assert table.title == "mine: macro-F1"
     assert table.caption == (
-        "10 test texts a trial; splits 1:111111111111 2:222222222222, the same for all models"
+        "10 test texts a trial, the same for all models\nsplits 1:111111111111 2:222222222222"
     )
 
 

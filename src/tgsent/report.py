@@ -37,7 +37,7 @@ def results_table(results: dict[str, Any]) -> Table:
     n_test = splits[0]["n_test"]
     table = Table(
         title=f"{escape(results['name'])}: macro-F1",
-        caption=f"{n_test} test texts a trial; splits {hashes}, the same for all models",
+        caption=f"{n_test} test texts a trial, the same for all models\nsplits {hashes}",
         caption_justify="left",
     )
     table.add_column("model")
