@@ -330,8 +330,10 @@ def test_test_texts_that_stand_in_train_are_counted(read: Read) -> None:
 def split_of(counts: dict[str, int], test_fraction: float, *, seed: int = 1) -> Split:
     """Trial 1 of made-up texts, as many of each label as `counts` says."""
     labels = [label for label, count in counts.items() for _ in range(count)]
+    numbers = range(1, len(labels) + 1)
+    texts = [f"text {i}" for i in range(len(labels))]
     dataset = Dataset(
-        frame=pd.DataFrame({"text": [f"text {i}" for i in range(len(labels))], "label": labels}),
+        frame=pd.DataFrame({"text": texts, "label": labels, "row": numbers}),
         labels=tuple(counts),
         sha256="",
         source="made up",
@@ -348,12 +350,12 @@ def split_of(counts: dict[str, int], test_fraction: float, *, seed: int = 1) -> 
 @pytest.mark.parametrize(
     ("counts", "fraction", "message"),
     [
-        ({"x": 50, "y": 1}, 0.5, 'the label "y" has 1 of the 51 sampled texts, and a split needs'),
-        ({"x": 50, "y": 0}, 0.5, 'the label "y" has 0 of the 50 sampled texts'),
+        ({"x": 50, "y": 1}, 0.5, 'the label "y" has 1 (row 51) of the 51 sampled texts, and'),
+        ({"x": 50, "y": 0}, 0.5, 'the label "y" has none of the 50 sampled texts'),
         (
             {"x": 97, "y": 3},
             0.05,
-            'the label "y" (3 texts) has no text in the test part of trial 1',
+            'the label "y" has 3 (rows 98, 99, 100), but none in the test part of trial 1',
         ),
         (
             {"x": 2, "y": 2},

@@ -152,23 +152,24 @@ def test_frozen_parameters_are_left_alone() -> None:
 
 @pytest.mark.parametrize("model", FAMILIES)
 def test_training_lowers_the_loss_and_logs_each_step(model: str) -> None:
-    loaded, encoded, training = prepared(model, epochs=4, batch_size=6, warmup_steps=2)
+    epochs = range(1, 29)
+    loaded, encoded, training = prepared(model, epochs=len(epochs), batch_size=6, warmup_steps=2)
     progress = Silent()
     trained = train(loaded, encoded, training, progress=progress)
-    total = 4 * math.ceil(40 / 6)
-    assert (trained.steps, trained.examples) == (total, 160)
+    total = len(epochs) * math.ceil(40 / 6)
+    assert (trained.steps, trained.examples) == (total, len(epochs) * 40)
     assert trained.seconds > 0
     assert [row["step"] for row in trained.log] == list(range(1, total + 1))
-    assert [row["epoch"] for row in trained.log] == [e for e in (1, 2, 3, 4) for _ in range(7)]
+    assert [row["epoch"] for row in trained.log] == [e for e in epochs for _ in range(7)]
     factor = loop.linear_schedule(2, total)
     assert [row["learning_rate"] for row in trained.log] == pytest.approx(
         [2e-3 * factor(step) for step in range(total)]
     )
     losses = [row["loss"] for row in trained.log]
-    assert sum(losses[-7:]) < 0.9 * sum(losses[:7])
+    assert sum(losses[-7:]) < sum(losses[:7]) / 2
     assert not loaded.model.training
     assert [line.partition(",")[0] for line in progress.lines] == [
-        f"a trial: epoch {epoch}/4" for epoch in (1, 2, 3, 4)
+        f"a trial: epoch {epoch}/28" for epoch in epochs
     ]
 
 

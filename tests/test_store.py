@@ -318,7 +318,7 @@ def test_a_folder_takes_the_same_experiment_carried_out_otherwise(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["training.epochs=9"], "training.epochs was 4 and is now 9"),
+        (["training.epochs=9"], "training.epochs was 3 and is now 9"),
         (["data.labels={0: bad, 4: good}"], "data.labels"),
         (["seed=2", "data.sample_size=100"], "seed was 1 and is now 2; data.sample_size was None"),
         (

@@ -30,7 +30,7 @@ class Dataset:
     """The texts of one experiment, sampled, with label words, and how they came about."""
 
     frame: pd.DataFrame
-    """Columns `text` and `label` (label words); the sample, in the order drawn."""
+    """The sample, in the order drawn: `text`, `label` (label words), `row` (number in the file)."""
     labels: tuple[str, ...]
     """The label words, in the order of `data.labels`, else sorted."""
     sha256: str
@@ -116,7 +116,7 @@ def _split(dataset: Dataset, test_fraction: float, trial: int, seed: int) -> Spl
     for label in dataset.labels:
         if counts[label] < 2:
             raise DataError(
-                f'{dataset.source}: the label "{label}" has {counts[label]} of the'
+                f'{dataset.source}: the label "{label}" has {_texts(dataset, label)} of the'
                 f" {len(dataset.frame)} sampled texts, and a split needs at least 2: {advice}"
             )
     try:
@@ -133,8 +133,8 @@ def _split(dataset: Dataset, test_fraction: float, trial: int, seed: int) -> Spl
         for label in dataset.labels:
             if not any(example.label == label for example in examples):
                 raise DataError(
-                    f'{dataset.source}: the label "{label}" ({counts[label]} texts) has no text in'
-                    f" the {part} part of trial {trial}"
+                    f'{dataset.source}: the label "{label}" has {_texts(dataset, label)},'
+                    f" but none in the {part} part of trial {trial}"
                     f" (data.test_fraction {test_fraction}): {advice}"
                 )
     train_texts = {example.text for example in parts["training"]}
@@ -146,6 +146,12 @@ def _split(dataset: Dataset, test_fraction: float, trial: int, seed: int) -> Spl
         sha256=_hash(parts["training"], parts["test"]),
         overlap=sum(example.text in train_texts for example in parts["test"]),
     )
+
+
+def _texts(dataset: Dataset, label: str) -> str:
+    """Say how many texts of the sample have a label, and in which rows of the file."""
+    rows = dataset.frame["row"][dataset.frame["label"] == label].sort_values()
+    return f"{len(rows)} ({_rows(rows)})" if len(rows) else "none"
 
 
 def _examples(frame: pd.DataFrame) -> tuple[Example, ...]:
@@ -377,7 +383,7 @@ def _label_words(
         raise DataError(f"{name}: one label only: {', '.join(labels)}; classifying needs two")
     if problem := label_words_problem(labels):
         raise DataError(f"{name}: {problem}")
-    frame = pd.DataFrame({"text": table["text"], "label": table["label"].map(words)})
+    frame = table.assign(label=table["label"].map(words))
     return frame.reset_index(drop=True), labels
 
 

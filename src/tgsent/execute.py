@@ -66,15 +66,13 @@ def run(
             progress.line(f"already finished: {len(finished)} of {len(specs)} trials")
         if others := folder.other_trials(specs):
             progress.line(f"not in this table, but kept in {folder.path}: {', '.join(others)}")
-        results = collect(config, dataset, finished, failed, manifest)
         for spec in pending:
             outcome = _attempt(spec, splits[spec.trial - 1], folder, progress)
             if isinstance(outcome, str):
                 failed[spec.name, spec.trial] = outcome
             else:
                 finished[spec.name, spec.trial] = outcome
-            results = collect(config, dataset, finished, failed, manifest)
-            _write_results(folder, results)
+            _write_results(folder, collect(config, dataset, finished, failed, manifest))
         manifest["finished"] = _now()
         folder.write_json("manifest.json", manifest)
         results = collect(config, dataset, finished, failed, manifest)
