@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import fcntl
 import json
+import os
+import pty
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -370,3 +376,62 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
         "tgsent: interrupted; finished trials are kept, and the same command goes on from there"
     )
     assert all(line.startswith("gpt2 trial 1: epoch ") for line in progress)
+
+
+def test_one_failed_trial_leaves_the_others_and_is_told(cli: Cli, tmp_path: Path) -> None:
+    write_texts(tmp_path)
+    diverging = "models=[{model: gpt2, training: {learning_rate: 1.0e+30}}, t5]"
+    command = ("run", "-n", "1", *ON_TEXTS, "--set", diverging, "--set", "training.epochs=2")
+    done = cli(*command)
+    assert done.returncode == 1, done.stderr
+    assert re.search(r"^│ gpt2 +│ +failed │ +- │", done.stdout, re.MULTILINE)
+    assert re.search(r"^│ t5 +│ +[\d.]+ │ +[\d.]+ │", done.stdout, re.MULTILINE)
+    assert re.search(
+        r"^tgsent: gpt2 trial 1 failed: .*the loss is nan at step", done.stderr, re.MULTILINE
+    )
+    models = json.loads((tmp_path / "runs/default/results.json").read_text("utf-8"))["models"]
+    assert [model["macro_f1"]["mean"] is None for model in models] == [True, False]
+    assert [[one["trial"] for one in model["failed"]] for model in models] == [[1], []]
+
+
+def test_the_model_of_the_first_trial_is_kept_where_asked(cli: Cli, tmp_path: Path) -> None:
+    write_texts(tmp_path)
+    done = cli(*RUN, "--set", "output.save_model=first", "--set", "models=[gpt2]")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs/default/gpt2"
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
+        path.name for path in (folder / "trial-1/model").iterdir()
+    }
+    assert not (folder / "trial-2/model").exists()
+    again = ("run", "-m", str(folder / "trial-1/model"), "-n", "1", *ON_TEXTS)
+    done = cli(*again, "--set", "training.init=pretrained", "--set", "name=again")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_terminal_gets_bars_with_speed_and_loss(tmp_path: Path) -> None:
+    write_texts(tmp_path)
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
+    command = ("run", "-m", "gpt2", "-n", "1", *ON_TEXTS, "--set", "training.epochs=2")
+    with subprocess.Popen(
+        [sys.executable, "-m", "tgsent", *command],
+        cwd=tmp_path,
+        env=cli_environment({"TERM": "xterm-256color"}),
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+        encoding="utf-8",
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # how a pseudo-terminal says that all have hung up
+            while piece := os.read(ours, 65536):
+                shown += piece
+        os.close(ours)
+        assert process.stdout is not None
+        assert "default: macro-F1" in process.stdout.read()
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode("utf-8"))
+    for task in ("loading", "epoch 1/2", "epoch 2/2", "evaluation"):
+        assert f"gpt2 trial 1, {task}" in text
+    assert re.search(r"epoch 2/2 .*48/48 \d+/s loss \d\.\d{3}", text)
+    assert "mean loss" not in text
