@@ -17,7 +17,7 @@ LAYERS = (
     (1, ("yaml_source", "progress")),
     (1, ("config",)),
     (1, ("prompts", "store")),
-    (2, ("data", "metrics", "report")),
+    (2, ("data", "hub", "metrics", "report")),
     (3, ("finetune", "finetune.family")),
     (3, ("finetune.causal", "finetune.seq2seq", "finetune.loop")),
     (3, ("models",)),

@@ -11,18 +11,17 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from tgsent import __version__, models, report
+from tgsent import __version__, hub, report
 from tgsent.config import RunConfig, TrialSpec
 from tgsent.data import Dataset
 from tgsent.errors import TgsentError, UnavailableError
-from tgsent.finetune.loop import resolve_device
 from tgsent.metrics import summarize
 from tgsent.records import Progress, Split
 from tgsent.store import RunFolder
-from tgsent.trial import run_trial
 
 _PACKAGES = (
-    "torch", "transformers", "tokenizers", "accelerate", "scikit-learn", "pandas", "numpy",
+    "torch", "transformers", "tokenizers", "huggingface-hub", "accelerate", "scikit-learn",
+    "pandas", "numpy",
 )  # fmt: skip
 
 
@@ -41,27 +40,20 @@ def run(
     something needed cannot be had, RunFolderError where the folder cannot take the run.
     """
     specs = config.trial_specs(dataset.labels)
-    for spec in specs:
-        if spec.trial == 1:
-            models.check(spec)
     folder = RunFolder(config.folder)
+    # what may be refused or missing is found out before anything is locked or written
+    finished = {} if fresh else _finished(folder, config, specs, splits)
+    fetched = _fetch_models([s for s in specs if (s.name, s.trial) not in finished], progress)
+    failed: dict[tuple[str, int], str] = {}
     with folder.locked():
         if fresh and (aside := folder.move_aside()):
             progress.line(f"the old results are now in {aside}")
-        folder.check_same_experiment(config)
-        manifest = make_manifest(config, dataset, splits, command)
+        finished = _finished(folder, config, specs, splits)
+        pending = [spec for spec in specs if (spec.name, spec.trial) not in finished]
+        commits = _commits(finished, fetched, progress)
+        manifest = make_manifest(config, dataset, splits, commits, command)
         folder.write("config.yaml", config.to_yaml())
         folder.write_json("manifest.json", manifest)
-
-        finished: dict[tuple[str, int], dict[str, Any]] = {}
-        failed: dict[tuple[str, int], str] = {}
-        pending = []
-        for spec in specs:
-            metrics = folder.finished(spec, splits[spec.trial - 1].sha256)
-            if metrics is None:
-                pending.append(spec)
-            else:
-                finished[spec.name, spec.trial] = metrics
         if finished:
             progress.line(f"already finished: {len(finished)} of {len(specs)} trials")
         if others := folder.other_trials(specs):
@@ -80,10 +72,60 @@ def run(
     return results
 
 
+def _finished(
+    folder: RunFolder, config: RunConfig, specs: Sequence[TrialSpec], splits: Sequence[Split]
+) -> dict[tuple[str, int], dict[str, Any]]:
+    """Give the metrics of the trials that need not be run again."""
+    folder.check_same_experiment(config)
+    metrics = {
+        (spec.name, spec.trial): folder.finished(spec, splits[spec.trial - 1].sha256)
+        for spec in specs
+    }
+    return {key: value for key, value in metrics.items() if value is not None}
+
+
+def _fetch_models(pending: Sequence[TrialSpec], progress: Progress) -> dict[str, str | None]:
+    """Have the models yet to be run on this machine, and make sure that they fit the recipe.
+
+    Gives their commits on the Hub.
+    """
+    specs = {spec.name: spec for spec in pending}
+    commits: dict[str, str | None] = {}
+    for name, spec in specs.items():
+        commits[name] = None
+        if spec.training.init != "tiny":
+            weights = spec.training.init == "pretrained"
+            commits[name] = hub.fetch(spec.model, weights=weights, progress=progress).commit
+
+    from tgsent import models  # takes seconds: what is missing has been told before
+
+    for spec in specs.values():
+        models.check(spec)
+    return commits
+
+
+def _commits(
+    finished: dict[tuple[str, int], dict[str, Any]],
+    fetched: dict[str, str | None],
+    progress: Progress,
+) -> dict[str, str | None]:
+    """Give every model's commit on the Hub; tell where the trials of one are not of one commit."""
+    commits = {name: metrics.get("commit") for (name, _), metrics in finished.items()}
+    for name, commit in fetched.items():
+        if (before := commits.get(name, commit)) != commit:
+            progress.line(
+                f"{name}: its finished trials used commit {before}, the others will use {commit};"
+                " MODEL@COMMIT pins one"
+            )
+    return {**commits, **fetched}
+
+
 def _attempt(
     spec: TrialSpec, split: Split, folder: RunFolder, progress: Progress
 ) -> dict[str, Any] | str:
     """Run one trial and write its files; give its metrics, or the reason why it failed."""
+    from tgsent.trial import run_trial
+
     try:
         with folder.model_folder(spec) as save_to:
             result = run_trial(spec, split, progress, save_to)
@@ -141,7 +183,7 @@ def _article(config: RunConfig, dataset: Dataset) -> dict[str, Any] | None:
         return None
     numbers = {}
     for model, spec in zip(config.models, _first_specs(config, dataset), strict=True):
-        alias = models.alias_of(model.model)
+        alias = hub.alias_of(model.model)
         if spec.training.init == "pretrained" and alias in report.ARTICLE_MACRO_F1:
             numbers[model.name] = report.ARTICLE_MACRO_F1[alias]
     return {"mean_macro_f1": numbers, "sample_size": 10_000, "trials": 3} if numbers else None
@@ -157,9 +199,15 @@ def _write_results(folder: RunFolder, results: dict[str, Any]) -> None:
 
 
 def make_manifest(
-    config: RunConfig, dataset: Dataset, splits: Sequence[Split], command: Sequence[str]
+    config: RunConfig,
+    dataset: Dataset,
+    splits: Sequence[Split],
+    commits: dict[str, str | None],
+    command: Sequence[str],
 ) -> dict[str, Any]:
     """Say what was run, on what, where and when."""
+    from tgsent.finetune.loop import resolve_device
+
     return {
         "tgsent": __version__,
         "versions": {
@@ -170,6 +218,10 @@ def make_manifest(
         "device": resolve_device(config.training.device),
         "command": list(command),
         "git_commit": _git_commit(),
+        "models": [
+            {"name": model.name, "model": model.model, "commit": commits[model.name]}
+            for model in config.models
+        ],
         "data": {
             "path": config.data.path,
             "sha256": dataset.sha256,

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers import models as tokenizer_models
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -27,6 +29,7 @@ from transformers import (
     T5Config,
 )
 
+from tgsent import hub
 from tgsent.config import TrainingConfig, TrialSpec
 from tgsent.errors import ConfigError, UnavailableError
 from tgsent.finetune import causal, seq2seq
@@ -38,21 +41,7 @@ PAD_TOKEN = "<|pad|>"
 _TINY_VOCABULARY = 8_000
 _LONGEST_PIECE = 16
 
-
-@dataclass(frozen=True)
-class Alias:
-    """A short name for a model on the Hub."""
-
-    hub_id: str
-    model_type: str
-    """The architecture, in the words of Hugging Face configurations."""
-
-
-ALIASES = {
-    "gpt2": Alias("openai-community/gpt2", "gpt2"),
-    "gpt-neo": Alias("EleutherAI/gpt-neo-125m", "gpt_neo"),
-    "t5": Alias("google-t5/t5-base", "t5"),
-}
+_T = TypeVar("_T")
 
 
 @dataclass
@@ -63,6 +52,8 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     family: Family
     ids: SpecialIds
+    commit: str | None
+    """The commit on the Hub that configuration, tokenizer and weights are of, if they are."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """Turn generated tokens into text."""
@@ -76,18 +67,26 @@ def load(spec: TrialSpec, train: Iterable[Example]) -> LoadedModel:
     UnavailableError where files are missing, ConfigError where the model does not fit the recipe.
     """
     init = spec.training.init
+    commit = None
     if init == "tiny":
         config, tokenizer = _tiny(spec, train)
     else:
-        config, tokenizer = _config(spec.model), _tokenizer(spec.model)
+        snapshot = hub.fetch(spec.model, weights=init == "pretrained")
+        commit = snapshot.commit
+        config = _config(spec.model, snapshot.folder)
+        tokenizer = _tokenizer(spec.model, snapshot.folder)
     _prepare_tokenizer(tokenizer, spec)
     family: Family = seq2seq if config.is_encoder_decoder else causal
     _check_positions(config, spec)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    model: Any  # the two branches have no type in common that mypy could see
     if init == "pretrained":
-        model = _from_files(
+        model = _from_folder(
             spec.model,
-            lambda source: auto.from_pretrained(source, dtype=torch.float32, use_safetensors=True),
+            snapshot.folder,
+            lambda source: auto.from_pretrained(
+                source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            ),
         )
     else:
         model = auto.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
@@ -111,16 +110,11 @@ def load(spec: TrialSpec, train: Iterable[Example]) -> LoadedModel:
         decoder_start_token_id=ids.decoder_start if config.is_encoder_decoder else None,
     )
     model.config.pad_token_id = ids.pad
-    return LoadedModel(model, tokenizer, family, ids)
-
-
-def alias_of(model: str) -> str | None:
-    """Give the alias of a model that is named by it or by its Hub id."""
-    return next((a for a, entry in ALIASES.items() if model in {a, entry.hub_id}), None)
+    return LoadedModel(model, tokenizer, family, ids, commit)
 
 
 def check(spec: TrialSpec) -> None:
-    """Find out before anything is run whether the model can be had and fits the recipe.
+    """Find out before anything is run whether the model fits the recipe.
 
     Raises UnavailableError or ConfigError as `load` and `prompt_encoder` do.
     """
@@ -128,16 +122,6 @@ def check(spec: TrialSpec) -> None:
         _tiny_architecture(spec)
     else:
         prompt_encoder(describe(spec, ()), spec)
-    folder = Path(_source(spec.model))
-    if (
-        spec.training.init == "pretrained"
-        and folder.is_dir()
-        and not list(folder.glob("*.safetensors"))
-    ):
-        raise UnavailableError(
-            f"{spec.model}: this folder holds no weights (*.safetensors); to train its architecture"
-            " from nothing, add --set training.init=random"
-        )
 
 
 def describe(spec: TrialSpec, train: Iterable[Example]) -> LoadedModel:
@@ -211,38 +195,36 @@ def _id_of(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     return int(tokenizer.convert_tokens_to_ids(token))  # type: ignore[arg-type]  # a list for lists
 
 
-def _source(model: str) -> str:
-    return ALIASES[model].hub_id if model in ALIASES else model
-
-
-def _from_files(name: str, load_from: Any) -> Any:
+def _from_folder(name: str, folder: Path, load_from: Callable[[Path], _T]) -> _T:
     """Call a loader of transformers; raise UnavailableError with a way out where it fails."""
-    source = _source(name)
-    if name not in ALIASES and _is_path(name) and not Path(name).is_dir():
-        raise UnavailableError(f"{name}: no such folder; name a folder that holds a model")
     try:
-        return load_from(source)
-    except (OSError, ValueError, ImportError) as error:
+        return load_from(folder)
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise UnavailableError(
-            f"the model {name} ({source}) cannot be loaded: {reason[:300]}\n"
-            "name a folder that holds the model, set HF_ENDPOINT to a reachable hub,"
-            " or try -c smoke, which needs neither"
+            f"the model {name} cannot be loaded from {folder}: {reason[:300]}\n"
+            "name another model or folder, or try `tgsent run -c smoke`, which needs neither"
         ) from error
 
 
-def _is_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
+def _config(name: str, folder: Path) -> PreTrainedConfig:
+    def load_from(source: Path) -> PreTrainedConfig:
+        values, _ = PreTrainedConfig.get_config_dict(source)
+        if "auto_map" in values and values.get("model_type") not in CONFIG_MAPPING:
+            raise UnavailableError(
+                f"{name}: asks to run code of its own ({source / 'config.json'}: auto_map), which"
+                " tgsent never does; choose a model that transformers knows"
+            )
+        config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        return config
+
+    return _from_folder(name, folder, load_from)
 
 
-def _config(name: str) -> PreTrainedConfig:
-    config: PreTrainedConfig = _from_files(name, AutoConfig.from_pretrained)
-    return config
-
-
-def _tokenizer(name: str) -> PreTrainedTokenizerBase:
-    tokenizer: PreTrainedTokenizerBase = _from_files(name, AutoTokenizer.from_pretrained)
-    return tokenizer
+def _tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
+    return _from_folder(
+        name, folder, lambda source: AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    )
 
 
 def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, spec: TrialSpec) -> None:
@@ -267,8 +249,9 @@ def _check_positions(config: PreTrainedConfig, spec: TrialSpec) -> None:
 
 
 def _model_type(name: str) -> str:
-    alias = alias_of(name)
-    return ALIASES[alias].model_type if alias else str(_config(name).model_type)
+    if alias := hub.alias_of(name):
+        return hub.ALIASES[alias].model_type
+    return str(_config(name, hub.fetch(name, weights=False).folder).model_type)
 
 
 def _tiny_architecture(spec: TrialSpec) -> PreTrainedConfig:

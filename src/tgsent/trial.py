@@ -67,6 +67,7 @@ def run_trial(
 
     result: dict[str, Any] = {
         "model": spec.name,
+        "commit": loaded.commit,
         "trial": spec.trial,
         "seed": spec.seed,
         **metrics.score(predictions, spec.labels),
