@@ -433,7 +433,9 @@ def test_which_trials_save_their_model(save_model: str, saved: list[bool]) -> No
     [("gpt2", "gpt2"), ("a/b-1.5", "b-1.5"), ("./my model/", "my-model"), ("C:\\m\\x", "x")],
 )
 def test_the_name_of_a_model_is_a_folder_name(model: str, name: str) -> None:
-    assert ModelConfig(model=model).name == name
+    assert ModelConfig(model=model).name("native") == name
+    assert ModelConfig(model=model).name("simplet5") == f"{name} (simplet5)"
+    assert ModelConfig.model_validate({"model": model, "as": "x"}).name("simplet5") == "x"
 
 
 def fingerprint(*overrides: str, labels: tuple[str, ...] = ("a", "b")) -> str:

@@ -111,21 +111,17 @@ def collect(
 ) -> dict[str, Any]:
     """Put together the content of `results.json`; failed trials are in no mean."""
     rows = []
-    for model in config.models:
-        trials = [
-            finished[model.name, k]
-            for k in range(1, config.trials + 1)
-            if (model.name, k) in finished
-        ]
+    for name in config.names:
+        trials = [finished[name, k] for k in range(1, config.trials + 1) if (name, k) in finished]
         rows.append(
             {
-                "model": model.name,
+                "model": name,
                 "trials": trials,
                 "macro_f1": summarize([trial["macro_f1"] for trial in trials]),
                 "failed": [
-                    {"trial": k, "reason": failed[model.name, k]}
+                    {"trial": k, "reason": failed[name, k]}
                     for k in range(1, config.trials + 1)
-                    if (model.name, k) in failed
+                    if (name, k) in failed
                 ],
             }
         )
@@ -140,10 +136,10 @@ def _article(config: RunConfig, dataset: Dataset) -> dict[str, Any] | None:
     if not dataset.is_sentiment140:
         return None
     numbers = {}
-    for model, spec in zip(config.models, _first_specs(config, dataset), strict=True):
-        alias = models.alias_of(model.model)
+    for spec in _first_specs(config, dataset):
+        alias = models.alias_of(spec.model)
         if spec.training.init == "pretrained" and alias in report.ARTICLE_MACRO_F1:
-            numbers[model.name] = report.ARTICLE_MACRO_F1[alias]
+            numbers[spec.name] = report.ARTICLE_MACRO_F1[alias]
     return {"mean_macro_f1": numbers, "sample_size": 10_000, "trials": 3} if numbers else None
 
 

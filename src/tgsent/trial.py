@@ -39,7 +39,7 @@ def run_trial(
     encoder = models.prompt_encoder(loaded, spec)
     examples = encoder.encode_examples(split.train)
     training = spec.training
-    pad_to = training.max_tokens if training.padding == "max_tokens" else None
+    pad_to = training.max_tokens if loop.padding(training) == "max_tokens" else None
 
     counted: Counted = "padded" if training.loss_on_padding else training.loss
 
