@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tgsent.config import DataConfig, ModelConfig, PromptConfig, RunConfig, TrainingConfig, load
+from tgsent.config import (
+    DataConfig,
+    ModelConfig,
+    PromptConfig,
+    RunConfig,
+    SimpleT5Config,
+    TrainingConfig,
+    load,
+)
 from tgsent.errors import ConfigError
 
 Write = Callable[[str], str]
@@ -83,9 +91,11 @@ def test_article_is_the_reference_experiment() -> None:
     )
     assert (gpt_neo.prompt, gpt_neo.training) == (gpt2.prompt, gpt2.training)
     assert t5.prompt == PromptConfig(input="{text}", target="{label}", start_token=None)
+    assert (t5.training.backend, t5.name) == ("simplet5", "t5 (simplet5)")
     assert (t5.training.epochs, t5.training.batch_size, t5.training.max_tokens) == (2, 8, 300)
-    assert (t5.training.learning_rate, t5.training.loss) == (1e-4, "label")
-    assert not t5.training.loss_on_padding
+    assert t5.training.simplet5 == SimpleT5Config(
+        target_max_tokens=200, num_beams=2, repetition_penalty=2.5
+    )
     assert config.evaluation.decoding == "free"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from tgsent import __version__, models, report
 from tgsent.config import RunConfig, TrialSpec
 from tgsent.data import Dataset
-from tgsent.errors import TgsentError, UnavailableError
+from tgsent.errors import TgsentError, TrialError, UnavailableError
 from tgsent.finetune.loop import resolve_device
 from tgsent.metrics import summarize
 from tgsent.records import Progress, Split
@@ -91,6 +91,8 @@ def _attempt(
         raise
     except TgsentError as error:
         reason = str(error)
+        if isinstance(error, TrialError) and error.details:
+            folder.write(f"{spec.name}/trial-{spec.trial}/error.txt", error.details)
     except Exception as error:  # noqa: BLE001  one trial's failure must not cost the others
         reason = f"{type(error).__name__}: {error}"
         folder.write(f"{spec.name}/trial-{spec.trial}/error.txt", traceback.format_exc())

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, trainers
+from huggingface_hub import snapshot_download
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import models as tokenizer_models
 from transformers import (
     AutoConfig,
@@ -27,9 +28,10 @@ from transformers import (
     T5Config,
 )
 
+from tgsent import environment
 from tgsent.config import TrainingConfig, TrialSpec
 from tgsent.errors import ConfigError, UnavailableError
-from tgsent.finetune import causal, seq2seq
+from tgsent.finetune import causal, seq2seq, simplet5
 from tgsent.finetune.family import Family, SpecialIds
 from tgsent.prompts import PromptEncoder, parse, render_prompt, render_target
 from tgsent.records import Example
@@ -122,8 +124,10 @@ def alias_of(model: str) -> str | None:
 def check(spec: TrialSpec) -> None:
     """Find out before anything is run whether the model can be had and fits the recipe.
 
-    Raises UnavailableError or ConfigError as `load` and `prompt_encoder` do.
+    Raises UnavailableError or ConfigError as `load` and `prompt_encoder` do, and where the package
+    that the recipe wants is not there or cannot train this model.
     """
+    check_backend(spec)
     if spec.training.init == "tiny":
         _tiny_architecture(spec)
     else:
@@ -138,6 +142,30 @@ def check(spec: TrialSpec) -> None:
             f"{spec.model}: this folder holds no weights (*.safetensors); to train its architecture"
             " from nothing, add --set training.init=random"
         )
+
+
+def check_backend(spec: TrialSpec) -> None:
+    """Find out whether what is to train the model is there, and can."""
+    if spec.training.backend != "simplet5":
+        return
+    if (kind := _model_type(spec.model)) != "t5":
+        raise ConfigError(
+            f"training.backend: the package SimpleT5 trains T5, and {spec.model} is a model of the"
+            f' kind "{kind}"; train it with backend: native'
+        )
+    environment.find()
+
+
+def local_folder(name: str) -> Path:
+    """Give the folder with the files of a model; those of a model on the Hub are fetched first."""
+    folder = Path(_source(name))
+    if folder.is_dir():
+        return folder
+
+    def fetch(hub_id: str) -> str:
+        return snapshot_download(hub_id, allow_patterns=["*.json", "*.model", "*.safetensors"])
+
+    return Path(_from_files(name, fetch))
 
 
 def describe(spec: TrialSpec, train: Iterable[Example]) -> LoadedModel:
@@ -161,6 +189,8 @@ def learning_rate(training: TrainingConfig, family: Family) -> float:
     three tiny models learn (GPT-2 and T5 collapse to one answer in some runs above it); 3e-4 for
     random weights of full size is a usual value, not a measured one.
     """
+    if training.backend == "simplet5":
+        return simplet5.LEARNING_RATE
     if training.learning_rate != "auto":
         return training.learning_rate
     if training.init == "tiny":
@@ -391,6 +421,10 @@ def _train_unigram(texts: list[str]) -> PreTrainedTokenizerBase:
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = splitter
     tokenizer.decoder = decoders.Metaspace()
+    # as T5's does; only whoever asks for special tokens sees it, and our own encoding does not
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
     )

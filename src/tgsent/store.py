@@ -215,7 +215,9 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def _models(values: dict[str, Any]) -> dict[tuple[str, str | None], Any]:
     """Give what the models of a resolved config override, by name or model and by backend."""
-    items = [{"model": m} if isinstance(m, str) else m for m in values["models"]]
+    items: list[dict[str, Any]] = [
+        {"model": m} if isinstance(m, str) else m for m in values["models"]
+    ]
     return {
         (item.get("as", item["model"]), item.get("training", {}).get("backend")): {
             k: v for k, v in item.items() if k != "as"

@@ -33,8 +33,6 @@ class Trained:
     log: tuple[dict[str, Any], ...]
     steps: int
     seconds: float
-    examples: int
-    """Examples seen, counted once per epoch."""
 
 
 def make_accelerator(training: TrainingConfig) -> Accelerator:
@@ -175,7 +173,7 @@ def train(
         )
     seconds = time.perf_counter() - started
     model.eval()
-    return Trained(tuple(log), step, seconds, len(examples) * training.epochs)
+    return Trained(tuple(log), step, seconds)
 
 
 def _accumulate_gradients(
