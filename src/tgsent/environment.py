@@ -162,9 +162,12 @@ def _versions(python: Path) -> dict[str, str]:
 def _call(command: Sequence[str], name: str) -> None:
     # PYTHONPATH would show the new environment the packages of this one
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(  # noqa: S603  our own commands
-        command, capture_output=True, text=True, env=env, check=False
-    )
+    try:
+        done = subprocess.run(  # noqa: S603  our own commands
+            command, capture_output=True, text=True, env=env, check=False
+        )
+    except OSError as error:
+        raise UnavailableError(f"{name} cannot be run: {error}") from error
     if done.returncode != 0:
         said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         raise UnavailableError(
