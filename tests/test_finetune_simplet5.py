@@ -423,6 +423,12 @@ def test_a_dry_run_counts_the_packages_steps(both_ways: RealRun, cli: Cli) -> No
     assert "18 optimizer steps at 0.0001," in plan
 
 
+def test_labels_too_long_for_the_package(simplet5: None) -> None:
+    spec = spec_for(simplet5={"target_max_tokens": 2})
+    with pytest.raises(TrialError, match="target_max_tokens: 2 is too few, the longest label ta"):
+        run_trial(spec, SPLIT, Silent())
+
+
 def test_texts_that_are_cut_are_counted(simplet5: None) -> None:
     spec = tiny_spec(
         "t5",

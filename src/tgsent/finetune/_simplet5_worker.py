@@ -60,11 +60,10 @@ def do(job: dict[str, Any], *, use_gpu: bool, tell: Any) -> dict[str, Any]:
     pl.seed_everything(job["seed"], workers=True)  # the package has just set 42
     t5 = SimpleT5()
     t5.from_pretrained(model_type="t5", model_name="model")
-    if len(t5.tokenizer) > t5.model.get_input_embeddings().num_embeddings:
-        raise ValueError("the tokenizer has more tokens than the model has embeddings")
-    tell("loaded")
     train = pd.DataFrame(job["train"])
-    lengths = map(len, t5.tokenizer(train["source_text"].tolist(), verbose=False)["input_ids"])
+    check(t5, job)
+    tell("loaded")
+    lengths = token_counts(t5, job["train"]["source_text"])
     truncated = sum(length > job["source_max_tokens"] for length in lengths)
 
     pl.seed_everything(job["seed"], workers=True)
@@ -109,6 +108,24 @@ def do(job: dict[str, Any], *, use_gpu: bool, tell: Any) -> dict[str, Any]:
         "device": "cuda" if use_gpu else "cpu",
         "model_folder": str(saved),
     }
+
+
+def check(t5: Any, job: dict[str, Any]) -> None:
+    """Refuse what would train or answer without an error, and wrongly."""
+    if len(t5.tokenizer) > t5.model.get_input_embeddings().num_embeddings:
+        raise ValueError("the tokenizer has more tokens than the model has embeddings")
+    # generation counts the token that the decoder reads first
+    needed = 1 + max(token_counts(t5, sorted(set(job["train"]["target_text"]))))
+    if needed > job["target_max_tokens"]:
+        raise ValueError(
+            f"training.simplet5.target_max_tokens: {job['target_max_tokens']} is too few, the"
+            f" longest label takes {needed}"
+        )
+
+
+def token_counts(t5: Any, texts: list[str]) -> list[int]:
+    """Count the tokens of each text, its end token too."""
+    return [len(ids) for ids in t5.tokenizer(texts, verbose=False)["input_ids"]]
 
 
 def progress_bar(tell: Any) -> type:
