@@ -136,6 +136,12 @@ def test_a_named_interpreter_is_asked(
     python = write_script(tmp_path / "has", f"echo '{json.dumps(VERSIONS)}'")
     monkeypatch.setenv(environment.VARIABLE, str(python))
     assert environment.find() == (python, VERSIONS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(environment.VARIABLE, "./has")
+    assert environment.find() == (python, VERSIONS)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv(environment.VARIABLE, "has")
+    assert environment.find() == (python, VERSIONS)
 
 
 def test_a_missing_environment_is_told_before_anything_runs(cli: Cli, tmp_path: Path) -> None:

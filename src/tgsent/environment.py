@@ -55,7 +55,7 @@ def cache_folder() -> Path:
     """Give the folder for what is made once and used by all runs."""
     import pooch
 
-    return Path(os.environ.get("TGSENT_CACHE") or pooch.os_cache("tgsent"))
+    return Path(os.environ.get("TGSENT_CACHE") or pooch.os_cache("tgsent")).absolute()
 
 
 def folder() -> Path:
@@ -71,8 +71,10 @@ def find() -> tuple[Path, dict[str, str]]:
     Raises UnavailableError where there is none.
     """
     if chosen := os.environ.get(VARIABLE):
+        # absolute, as it is run in another folder; not resolved, or a venv's would lose its venv
+        python = Path(shutil.which(chosen) or chosen).absolute()
         try:
-            return Path(chosen), _versions(Path(chosen))
+            return python, _versions(python)
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             raise UnavailableError(
                 f"{VARIABLE}: {chosen} is no Python that has the package simplet5"
