@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -55,30 +56,31 @@ def reference() -> str:
     """Write one table per section."""
     top = [name for name in RunConfig.model_fields if not _section(RunConfig, name)]
     parts = [INTRODUCTION, _table("The run", RunConfig, "", top)]
-    parts += [
-        _table(f"`{name}`", section, f"{name}.", list(section.model_fields))
-        for name in RunConfig.model_fields
-        if (section := _section(RunConfig, name))
-    ]
+    for name, section in _sections(RunConfig, ""):
+        keys = [key for key in section.model_fields if not _section(section, key)]
+        parts.append(_table(f"`{name}`", section, f"{name}.", keys))
     parts.append(_table("An item of `models`", ModelConfig, "", list(ModelConfig.model_fields)))
     return "\n".join(parts)
 
 
 def default_config() -> str:
     """Write the defaults as a config, each key with its documentation."""
-    values = RunConfig().dump()
     lines = [
         "# The recipe that tgsent recommends. Written by scripts/make_reference.py from the fields",
         "# in src/tgsent/config.py, which hold the same defaults.",
     ]
-    for name in RunConfig.model_fields:
-        if section := _section(RunConfig, name):
-            lines += ["", f"{name}:  # {_first_line(section.__doc__)}"]
-            for key in section.model_fields:
-                lines += _entry(section, key, values[name][key], "  ")
+    return "\n".join([*lines, *_entries(RunConfig, RunConfig().dump(), "")]) + "\n"
+
+
+def _entries(parent: type[BaseModel], values: dict[str, Any], indent: str) -> list[str]:
+    lines = []
+    for name in parent.model_fields:
+        if section := _section(parent, name):
+            lines += ["", f"{indent}{name}:  # {_first_line(section.__doc__)}"]
+            lines += _entries(section, values[name], f"{indent}  ")
         else:
-            lines += _entry(RunConfig, name, values[name], "")
-    return "\n".join(lines) + "\n"
+            lines += _entry(parent, name, values[name], indent)
+    return lines
 
 
 def _entry(section: type[BaseModel], key: str, value: Any, indent: str) -> list[str]:
@@ -100,6 +102,14 @@ def _table(title: str, section: type[BaseModel], prefix: str, keys: list[str]) -
         cells = (name, _values(field.annotation), default, text)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _sections(parent: type[BaseModel], prefix: str) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Give every section below `parent` with its dotted name, in order."""
+    for name in parent.model_fields:
+        if section := _section(parent, name):
+            yield f"{prefix}{name}", section
+            yield from _sections(section, f"{prefix}{name}.")
 
 
 def _section(parent: type[BaseModel], name: str) -> type[BaseModel] | None:

@@ -14,6 +14,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the network
 import pytest
 from hypothesis import settings
 
+from tgsent import environment
+from tgsent.errors import UnavailableError
+
 settings.register_profile("tgsent", derandomize=True, deadline=None)
 settings.load_profile("tgsent")
 
@@ -53,6 +56,24 @@ def t5_folder(shared: Path) -> Path:
     return shared / "models/t5-base"
 
 
+def simplet5_problem() -> str | None:
+    """Why the package SimpleT5 cannot be used, or None if it can."""
+    try:
+        environment.find()
+    except UnavailableError as error:
+        return str(error)
+    return None
+
+
+@pytest.fixture(scope="session")
+def simplet5() -> None:
+    """Ask for the environment of the package SimpleT5; `scripts/check.sh` makes sure of it."""
+    if problem := simplet5_problem():
+        if os.environ.get("TGSENT_TESTS_NEED_SIMPLET5"):
+            pytest.fail(problem)
+        pytest.skip(problem)
+
+
 class Cli(Protocol):
     """Runs `tgsent ARGS` as a process of its own, in an empty folder unless told otherwise."""
 
@@ -68,7 +89,12 @@ class Cli(Protocol):
 def cli_environment(env: dict[str, str] | None = None) -> dict[str, str]:
     """This environment, less what changes how the command line behaves or looks."""
     changing = ("TGSENT_", "FORCE_COLOR", "NO_COLOR", "COLUMNS", "TERMINAL_WIDTH", "GITHUB_ACTIONS")
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(changing)}
+    places = {"TGSENT_CACHE", environment.VARIABLE}
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if key in places or not key.startswith(changing)
+    }
     return {**kept, **(env or {})}
 
 

@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tgsent.config import DataConfig, ModelConfig, PromptConfig, RunConfig, TrainingConfig, load
+from tgsent.config import (
+    NOT_T5,
+    DataConfig,
+    ModelConfig,
+    PromptConfig,
+    RunConfig,
+    SimpleT5Config,
+    TrainingConfig,
+    load,
+)
 from tgsent.errors import ConfigError
 
 Write = Callable[[str], str]
@@ -83,9 +92,11 @@ def test_article_is_the_reference_experiment() -> None:
     )
     assert (gpt_neo.prompt, gpt_neo.training) == (gpt2.prompt, gpt2.training)
     assert t5.prompt == PromptConfig(input="{text}", target="{label}", start_token=None)
+    assert (t5.training.backend, t5.name) == ("simplet5", "t5 (simplet5)")
     assert (t5.training.epochs, t5.training.batch_size, t5.training.max_tokens) == (2, 8, 300)
-    assert (t5.training.learning_rate, t5.training.loss) == (1e-4, "label")
-    assert not t5.training.loss_on_padding
+    assert t5.training.simplet5 == SimpleT5Config(
+        target_max_tokens=200, num_beams=2, repetition_penalty=2.5
+    )
     assert config.evaluation.decoding == "free"
 
 
@@ -311,6 +322,119 @@ def test_a_folder_and_a_file_that_is_no_text_are_no_configs(tmp_path: Path) -> N
     assert refusal(str(path)) == [f"{path}: not UTF-8 text (byte 6)"]
 
 
+# ------------------------------------------------------------------------ the package SimpleT5
+
+THROUGH_SIMPLET5 = "models=[{model: t5, training: {backend: simplet5}}]"
+
+
+@pytest.mark.parametrize(
+    ("setting", "mistake"),
+    [
+        ("training.learning_rate=3e-4", "must be auto or 0.0001 with"),
+        ("training.warmup_steps=0.1", "must be auto or 0 with"),
+        ("training.weight_decay=0.0", "must be 0.01 with"),
+        ("training.max_grad_norm=1.0", "must be auto or null with"),
+        ("training.padding=longest", "must be auto or max_tokens with"),
+        ("training.gradient_accumulation=2", "must be 1 with"),
+        ("training={loss_on_padding: true, loss: full}", "must be false with"),
+        ("training.precision=bf16", "must be auto or fp32 with"),
+        ("training.precision=fp16", "must be auto or fp32 with"),
+        ("training.device=mps", "must be auto or cpu or cuda with"),
+        ("prompt.start_token=<s>", "must be null with `training.backend: simplet5`, not '<s>'"),
+        ("evaluation.decoding=score", "must be free with `training.backend: simplet5`, not 'sc"),
+        ("evaluation.decoding=constrained", "must be free with"),
+    ],
+)
+def test_what_simplet5_cannot_do_is_refused(setting: str, mistake: str) -> None:
+    key = "training.loss_on_padding" if "loss_on" in setting else setting.split("=")[0]
+    for_all = refusal("default", models=["t5"], overrides=[setting, "training.backend=simplet5"])
+    assert len(for_all) == 2
+    assert f"  {key} (--set " in for_all[1]
+    assert mistake in for_all[1]
+    assert load("default", models=["t5"], overrides=[setting])
+    for_one = refusal("default", overrides=[setting, THROUGH_SIMPLET5])
+    assert len(for_one) == 2
+    assert mistake in for_one[1]
+    assert f"{key} (" in for_one[1]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "training.learning_rate=1e-4",
+        "training.warmup_steps=0",
+        "training.max_grad_norm=null",
+        "training.padding=max_tokens",
+        "training.precision=fp32",
+        "training.device=cpu",
+        "training.simplet5={num_beams: 1}",
+    ],
+)
+def test_what_simplet5_does_anyway_may_be_said(setting: str) -> None:
+    assert load("default", models=["t5"], overrides=["training.backend=simplet5", setting])
+
+
+def test_all_that_simplet5_cannot_do_is_named_at_once(write: Write) -> None:
+    path = write(
+        "models:\n"
+        "- {model: t5, training: {batch_size: 0}}\n"
+        "- {model: gpt2, prompt: {start_token: x}}\n"
+        "training: {backend: simplet5, learning_rate: 3e-4, precision: bf16}\n"
+        "evaluation: {decoding: score}\n"
+    )
+    head, *mistakes = refusal(path)
+    assert head == f"{path}: 6 mistakes in the config"
+    assert sorted(line.split(")")[0] + ")" for line in mistakes) == [
+        "  evaluation.decoding (line 5)",
+        "  models.0.training.batch_size (line 2)",
+        "  models.1.model (line 3)",
+        "  models.1.prompt.start_token (line 3)",
+        "  training.learning_rate (line 4)",
+        "  training.precision (line 4)",
+    ]
+
+
+def test_settings_of_simplet5_count_with_it_only() -> None:
+    (_, mistake) = refusal("default", overrides=["training.simplet5.num_beams=1"])
+    assert mistake.startswith("  training.simplet5 (")
+    assert mistake.endswith("): counts only with `backend: simplet5`")
+    (_, mistake) = refusal(
+        "default", overrides=[THROUGH_SIMPLET5, "models.0.training.simplet5={num_beam: 1}"]
+    )
+    assert "models.0.training.simplet5.num_beam (" in mistake
+    assert "did you mean `num_beams`?" in mistake
+
+
+def test_a_model_changes_settings_of_simplet5_one_by_one(write: Write) -> None:
+    path = write(
+        "training: {backend: simplet5, simplet5: {num_beams: 4}}\n"
+        "models: [{model: t5, training: {simplet5: {target_max_tokens: 10}}}]\n"
+    )
+    (spec, *_) = load(path).trial_specs(("a", "b"))
+    assert spec.training.simplet5 == SimpleT5Config(num_beams=4, target_max_tokens=10)
+
+
+def test_rows_through_simplet5_have_their_own_name(write: Write) -> None:
+    both = "models: [t5, {model: t5, training: {backend: simplet5}}]\n"
+    assert load(write(both)).names == ["t5", "t5 (simplet5)"]
+    named = "models: [t5, {model: t5, as: other, training: {backend: simplet5}}]\n"
+    assert load(write(named)).names == ["t5", "other"]
+    of_all = load("default", models=["t5"], overrides=["training.backend=simplet5"])
+    assert of_all.names == ["t5 (simplet5)"]
+    assert {spec.name for spec in of_all.trial_specs(("a", "b"))} == {"t5 (simplet5)"}
+    assert load(write(of_all.to_yaml())) == of_all
+    assert (
+        'two models are called "t5 (simplet5)"'
+        in refusal(write(both + "training: {backend: simplet5}"))[1]
+    )
+
+
+def test_the_aliases_that_are_no_t5_are_known() -> None:
+    from tgsent.models import ALIASES
+
+    assert {alias for alias, entry in ALIASES.items() if entry.model_type != "t5"} == set(NOT_T5)
+
+
 # --------------------------------------------------------------------------------- command line
 
 
@@ -433,11 +557,13 @@ def test_which_trials_save_their_model(save_model: str, saved: list[bool]) -> No
     [("gpt2", "gpt2"), ("a/b-1.5", "b-1.5"), ("./my model/", "my-model"), ("C:\\m\\x", "x")],
 )
 def test_the_name_of_a_model_is_a_folder_name(model: str, name: str) -> None:
-    assert ModelConfig(model=model).name == name
+    assert ModelConfig(model=model).name("native") == name
+    assert ModelConfig(model=model).name("simplet5") == f"{name} (simplet5)"
+    assert ModelConfig.model_validate({"model": model, "as": "x"}).name("simplet5") == "x"
 
 
 def fingerprint(*overrides: str, labels: tuple[str, ...] = ("a", "b")) -> str:
-    config = load("smoke", models=["gpt2"], overrides=overrides)
+    config = load("smoke", models=["./model"], overrides=overrides)
     return config.trial_specs(labels)[0].fingerprint
 
 
@@ -448,6 +574,7 @@ def fingerprint(*overrides: str, labels: tuple[str, ...] = ("a", "b")) -> str:
         "training.epochs=9",
         "training.init=random",
         "training.precision=fp32",
+        "training.backend=simplet5",
         "prompt.input=Text {text}",
         "prompt.target='{label}'",
         "seed=2",
@@ -469,7 +596,7 @@ def test_the_fingerprint_changes_with_what_can_change_the_score(override: str) -
         "output.save_model=all",
         "name=other",
         "trials=9",
-        "models.0={model: gpt2, as: other}",
+        "models.0={model: ./model, as: other}",
     ],
 )
 def test_the_fingerprint_keeps_with_how_the_run_is_carried_out(override: str) -> None:

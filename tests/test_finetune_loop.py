@@ -157,7 +157,7 @@ def test_training_lowers_the_loss_and_logs_each_step(model: str) -> None:
     progress = Silent()
     trained = train(loaded, encoded, training, progress=progress)
     total = len(epochs) * math.ceil(40 / 6)
-    assert (trained.steps, trained.examples) == (total, len(epochs) * 40)
+    assert trained.steps == total
     assert trained.seconds > 0
     assert [row["step"] for row in trained.log] == list(range(1, total + 1))
     assert [row["epoch"] for row in trained.log] == [e for e in epochs for _ in range(7)]

@@ -16,8 +16,8 @@ from safetensors.numpy import save
 
 from conftest import Cli, cli_environment
 from fake_hub import COMMIT, Hub, Repository, serve
-from tgsent import hub as hub_module
 from tgsent import models
+from tgsent.aliases import ALIASES
 from tiny_models import examples, tiny_spec
 
 GPT2 = "openai-community/gpt2"
@@ -289,27 +289,6 @@ def test_a_repository_without_configuration(fetch: Fetch, hub: Hub, repository: 
     assert "holds no config.json" in fetch("gpt2", hub.endpoint).error
 
 
-@pytest.mark.parametrize(
-    ("name", "alias"),
-    [
-        ("gpt2", "gpt2"),
-        (GPT2, "gpt2"),
-        (f"{GPT2}@{COMMIT}", "gpt2"),
-        ("gpt2@main", "gpt2"),
-        ("gpt-neo", "gpt-neo"),
-        ("EleutherAI/gpt-neo-125m", "gpt-neo"),
-        ("t5", "t5"),
-        ("google-t5/t5-base", "t5"),
-        ("openai-community/gpt2-large", "gpt2-large"),
-        ("flan-t5-base", "flan-t5-base"),
-        ("./gpt2", None),
-        ("GPT2", None),
-    ],
-)
-def test_alias_of(name: str, alias: str | None) -> None:
-    assert hub_module.alias_of(name) == alias
-
-
 # ---------------------------------------------------------------- the command
 
 
@@ -322,7 +301,7 @@ def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, 
         loaded = models.load(tiny_spec(alias, training={"max_tokens": 512}), examples(100))
         loaded.model.save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)
-        found[hub_module.ALIASES[alias].hub_id] = {
+        found[ALIASES[alias].hub_id] = {
             "pytorch_model.bin": b"\x80never loaded",
             "README.md": b"# a model\n",
             **{path.name: path.read_bytes() for path in folder.iterdir()},

@@ -13,13 +13,14 @@ import tgsent
 # A module may import what stands on an earlier line. Lines of the same number are one layer of
 # the house: what order there is within a layer is an exception, and all of them are here.
 LAYERS = (
-    (0, ("tgsent", "errors", "records")),
+    (0, ("tgsent", "aliases", "errors", "records")),
     (1, ("yaml_source", "progress")),
     (1, ("config",)),
-    (1, ("prompts", "store")),
+    (1, ("prompts", "store", "environment")),
     (2, ("data", "hub", "metrics", "report")),
     (3, ("finetune", "finetune.family")),
-    (3, ("finetune.causal", "finetune.seq2seq", "finetune.loop")),
+    (3, ("finetune.causal", "finetune.seq2seq", "finetune.loop", "finetune.simplet5")),
+    (3, ("finetune._simplet5_worker",)),
     (3, ("models",)),
     (4, ("evaluate",)),
     (4, ("trial",)),
@@ -30,8 +31,8 @@ LAYERS = (
 LINE_OF = {module: line for line, (_, modules) in enumerate(LAYERS) for module in modules}
 LIGHT_LAYERS = (0, 1, 6)
 HEAVY = {
-    "accelerate", "matplotlib", "pandas", "pyarrow", "ray", "scipy", "sklearn", "tokenizers",
-    "torch", "transformers",
+    "accelerate", "matplotlib", "pandas", "pooch", "pyarrow", "ray", "scipy", "sklearn",
+    "tokenizers", "torch", "transformers",
 }  # fmt: skip
 
 

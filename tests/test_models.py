@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from tgsent import hub, models
+from tgsent import models
+from tgsent.aliases import ALIASES
 from tgsent.config import PromptConfig, TrainingConfig
 from tgsent.errors import ConfigError, UnavailableError
 from tgsent.finetune import causal, seq2seq
@@ -59,7 +60,7 @@ def test_a_tiny_tokenizer_knows_the_words_of_the_training_split_alone(model: str
 def test_a_tiny_model_has_an_embedding_per_token_and_its_familys_architecture(model: str) -> None:
     loaded = models.load(tiny_spec(model), examples(20))
     assert loaded.model.get_input_embeddings().num_embeddings == len(loaded.tokenizer)
-    assert loaded.model.config.model_type == hub.ALIASES[model].model_type
+    assert loaded.model.config.model_type == ALIASES[model].model_type
     assert loaded.family is (seq2seq if model == "t5" else causal)
     assert loaded.model.num_parameters() < 2_000_000
 
@@ -145,7 +146,7 @@ def test_a_random_model_has_the_architecture_and_tokenizer_of_its_folder(
 
     loaded = load()
     assert len(loaded.tokenizer) == len(AutoTokenizer.from_pretrained(folder))
-    assert loaded.model.config.model_type == hub.ALIASES[model].model_type
+    assert loaded.model.config.model_type == ALIASES[model].model_type
     assert loaded.family is (seq2seq if model == "t5" else causal)
     batch = loaded.family.collate(encode(loaded, spec, examples(4)), loaded.ids, "label", None)
     losses = token_losses(loaded.model, batch)

@@ -158,6 +158,22 @@ def run(
         raise typer.Exit(1)
 
 
+@app.command(name="setup-simplet5")
+def setup_simplet5(
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Make it anew, even where it is there and works.")
+    ] = False,
+) -> None:
+    """Make the environment that training.backend: simplet5 needs, once for all runs.
+
+    The package SimpleT5 needs an older transformers than tgsent. Where the environment is there,
+    it is checked, and mended if it is broken.
+    """
+    from tgsent.environment import set_up
+
+    set_up(_complain, fresh=fresh)
+
+
 def _print_plan(
     settings: RunConfig, dataset: Dataset, splits: Sequence[Split], *, as_json: bool
 ) -> None:

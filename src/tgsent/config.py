@@ -21,10 +21,19 @@ from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from tgsent import yaml_source
+from tgsent.aliases import ALIASES, alias_of
 from tgsent.errors import ConfigError
 from tgsent.yaml_source import Source
 
@@ -161,9 +170,40 @@ class PromptConfig(Section):
         return template
 
 
+class SimpleT5Config(Section):
+    """What the package SimpleT5 is told beside the keys it shares with the native recipe."""
+
+    target_max_tokens: Annotated[int, Field(ge=2)] = 200
+    """Longest label in tokens: every label is padded to it in training, and generation stops
+    there."""
+    num_beams: PositiveInt = 2
+    """Beams of its beam search."""
+    repetition_penalty: PositiveFloat = 2.5
+    """Its penalty for tokens that it has written before; 1: none."""
+
+
+# what the package SimpleT5 does, and cannot be told to do otherwise
+_FIXED_IN_SIMPLET5: dict[str, tuple[Any, ...]] = {
+    "gradient_accumulation": (1,),
+    "learning_rate": ("auto", 1e-4),
+    "warmup_steps": ("auto", 0),
+    "weight_decay": (0.01,),
+    "max_grad_norm": ("auto", None),
+    "loss_on_padding": (False,),
+    "padding": ("auto", "max_tokens"),
+    "precision": ("auto", "fp32"),
+    "device": ("auto", "cpu", "cuda"),
+}
+
+
 class TrainingConfig(Section):
     """How a model is fine-tuned."""
 
+    backend: Literal["native", "simplet5"] = "native"
+    """What trains and answers: `native`: tgsent's own loop; `simplet5`: for T5, the package
+    SimpleT5 in an environment of its own, which `tgsent setup-simplet5` makes. The package always
+    takes a constant learning rate of 1e-4 without warm-up or clipping, pads every text to
+    `max_tokens`, cuts a long prompt at its end, and answers one text at a time."""
     init: Literal["pretrained", "random", "tiny"] = "pretrained"
     """`pretrained`; `random`: architecture and tokenizer of the model, fresh weights; `tiny`: a
     small built-in architecture of the same family, its tokenizer trained on the training split."""
@@ -175,13 +215,16 @@ class TrainingConfig(Section):
     """Parts in which a batch is computed, to save memory; the gradient stays that of the batch."""
     learning_rate: PositiveFloat | Literal["auto"] = "auto"
     """Peak of the schedule. `auto`: 6.25e-5 for causal and 3e-4 for seq2seq models; 1e-3 with
-    `init: tiny` and 3e-4 with `init: random`, which start from nothing."""
-    warmup_steps: NotNegativeFloat = 0.1
-    """Optimizer steps of linear warm-up before the linear decay; below 1: a share of all steps."""
+    `init: tiny` and 3e-4 with `init: random`, which start from nothing; 1e-4 with
+    `backend: simplet5`."""
+    warmup_steps: NotNegativeFloat | Literal["auto"] = "auto"
+    """Optimizer steps of linear warm-up before the linear decay; below 1: a share of all steps.
+    `auto`: 0.1; none with `backend: simplet5`."""
     weight_decay: NotNegativeFloat = 0.01
     """AdamW's decoupled weight decay, on matrices only."""
-    max_grad_norm: PositiveFloat | None = 1.0
-    """Gradients are scaled down to this norm. `null`: never."""
+    max_grad_norm: PositiveFloat | Literal["auto"] | None = "auto"
+    """Gradients are scaled down to this norm. `null`: never. `auto`: 1.0; never with
+    `backend: simplet5`."""
     loss: Literal["label", "full"] = "label"
     """Which tokens of a causal model's training text count: `label`: the label and the end token;
     `full`: the whole prompt as well. A seq2seq model is always trained on its completion."""
@@ -191,13 +234,34 @@ class TrainingConfig(Section):
     max_tokens: PositiveInt = 512
     """Longest training text in tokens (seq2seq: longest prompt). A longer text loses its own end,
     never the rest of the prompt."""
-    padding: Literal["longest", "max_tokens"] = "longest"
+    padding: Literal["auto", "longest", "max_tokens"] = "auto"
     """`longest`: batches of texts of about one length, padded to their longest; `max_tokens`:
-    batches at random, every text padded to `max_tokens`, as in the article."""
+    batches at random, every text padded to `max_tokens`, as in the article. `auto`: `longest`;
+    `max_tokens` with `backend: simplet5`."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """`auto`: bf16 where the device computes it natively, else fp32."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """`auto`: the accelerator, where there is one."""
+    simplet5: SimpleT5Config = SimpleT5Config()
+    """Settings of the package, with `backend: simplet5` only."""
+
+    @field_validator(*_FIXED_IN_SIMPLET5)
+    @classmethod
+    def _the_package_can_do_it(cls, value: Any, info: ValidationInfo) -> Any:
+        allowed = _FIXED_IN_SIMPLET5[str(info.field_name)]
+        if info.data.get("backend") == "simplet5" and value not in allowed:
+            names = " or ".join(json.dumps(one).strip('"') for one in allowed)
+            raise PydanticCustomError(
+                "backend", "must be {names} with `backend: simplet5`", {"names": names}
+            )
+        return value
+
+    @field_validator("simplet5")
+    @classmethod
+    def _the_package_is_meant(cls, section: SimpleT5Config, info: ValidationInfo) -> SimpleT5Config:
+        if info.data.get("backend") == "native" and section != SimpleT5Config():
+            raise PydanticCustomError("simplet5", "counts only with `backend: simplet5`")
+        return section
 
     @model_validator(mode="after")
     def _padding_counts_only_in_full(self) -> Self:
@@ -207,8 +271,8 @@ class TrainingConfig(Section):
 
     @field_validator("warmup_steps")
     @classmethod
-    def _whole_steps(cls, steps: float) -> float:
-        if steps >= 1 and steps != int(steps):
+    def _whole_steps(cls, steps: float | Literal["auto"]) -> float | Literal["auto"]:
+        if steps != "auto" and steps >= 1 and steps != int(steps):
             raise PydanticCustomError("warmup", "must be a whole number of steps, or below 1")
         return steps
 
@@ -238,20 +302,21 @@ class ModelConfig(Section):
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
 
     model: Annotated[str, Field(min_length=1)]
-    """Alias (`gpt2`, `gpt-neo`, `t5`), Hub id, or folder that holds a model."""
+    """Alias (`gpt2`, `gpt-neo`, `t5` and larger ones), Hub id, or folder that holds a model; the
+    first two may have `@REVISION` behind them."""
     as_: Annotated[str, Field(min_length=1)] | None = Field(default=None, alias="as")
-    """Its name in tables and folders. `null`: the last part of `model`."""
+    """Its name in tables and folders. `null`: the last part of `model`, and ` (simplet5)` after it
+    with `training.backend: simplet5`."""
     prompt: dict[str, Any] = {}
     """Keys of `prompt` that differ for this model."""
     training: dict[str, Any] = {}
     """Keys of `training` that differ for this model."""
 
-    @property
-    def name(self) -> str:
-        """Name in tables and folders."""
-        return self.as_ or re.sub(
-            r"[^\w.@-]", "-", self.model.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-        )
+    def name(self, backend: str) -> str:
+        """Give its name in tables and folders, for the backend that it is trained with."""
+        last_part = self.model.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+        way = "" if backend == "native" else f" ({backend})"
+        return self.as_ or re.sub(r"[^\w.@-]", "-", last_part) + way
 
     @field_validator("as_")
     @classmethod
@@ -294,19 +359,24 @@ class RunConfig(Section):
             return [{"model": m} if isinstance(m, str) else m for m in models]
         return models
 
-    @field_validator("models")
-    @classmethod
-    def _each_model_once(cls, models: tuple[ModelConfig, ...]) -> tuple[ModelConfig, ...]:
+    @model_validator(mode="after")
+    def _each_model_once(self) -> Self:
         seen: set[str] = set()
-        for model in models:
-            if model.name.casefold() in seen:
+        for name in self.names:
+            if name.casefold() in seen:
                 raise PydanticCustomError(
                     "models",
                     'two models are called "{name}"; give one of them another name with `as`',
-                    {"name": model.name},
+                    {"name": name},
                 )
-            seen.add(model.name.casefold())
-        return models
+            seen.add(name.casefold())
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the models in tables and folders."""
+        common = self.training.backend
+        return [model.name(model.training.get("backend", common)) for model in self.models]
 
     @property
     def folder(self) -> Path:
@@ -318,7 +388,7 @@ class RunConfig(Section):
         return [
             TrialSpec(
                 model=model.model,
-                name=model.name,
+                name=name,
                 trial=trial,
                 seed=self.seed + trial - 1,
                 labels=tuple(labels),
@@ -328,7 +398,7 @@ class RunConfig(Section):
                 save_model=self.output.save_model == "all"
                 or (self.output.save_model == "first" and trial == 1),
             )
-            for model in self.models
+            for name, model in zip(self.names, self.models, strict=True)
             for trial in range(1, self.trials + 1)
         ]
 
@@ -506,7 +576,16 @@ def _assign(values: Any, path: yaml_source.Path, value: Any, origin: str) -> Non
 
 
 def _override(section: _S, changes: Mapping[str, Any]) -> _S:
-    return type(section).model_validate({**section.model_dump(), **changes})
+    return type(section).model_validate(_merge(section.model_dump(), changes))
+
+
+def _merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Change values, those of a section within the section key by key."""
+    merged = {**values, **changes}
+    for key, change in changes.items():
+        if isinstance(change, dict) and isinstance(values.get(key), dict):
+            merged[key] = _merge(values[key], change)
+    return merged
 
 
 class _Mistake(NamedTuple):
@@ -524,6 +603,7 @@ def _validate(values: Any, source: Source, command: Mapping[yaml_source.Path, st
     except ValidationError as error:
         mistakes += _mistakes(error, RunConfig)
     mistakes += _model_mistakes(values, config)
+    mistakes += _simplet5_mistakes(values)
     if mistakes or config is None:
         messages: dict[tuple[yaml_source.Path, str], list[str]] = {}
         for path, message, value in dict.fromkeys(mistakes):
@@ -557,13 +637,46 @@ def _model_mistakes(values: Any, config: RunConfig | None) -> Iterable[_Mistake]
             changes = item.get(key) if isinstance(item, dict) else None
             if not isinstance(changes, dict):
                 continue
-            base = getattr(config, key).model_dump() if config else {}
+            common = values.get(key)
+            base = common if isinstance(common, dict) else {}
+            if config:
+                base = getattr(config, key).model_dump()
             try:
-                section.model_validate({**base, **changes})
+                section.model_validate(_merge(base, changes))
             except ValidationError as error:
                 for mistake in _mistakes(error, section):
                     if config or mistake.path[0] in changes:
                         yield mistake._replace(path=("models", index, key, *mistake.path))
+
+
+def _simplet5_mistakes(values: Any) -> Iterable[_Mistake]:
+    """Name what other sections ask of the package SimpleT5 that it cannot do."""
+    models = values.get("models")
+    for index, item in enumerate(models if isinstance(models, list) else []):
+        if _setting(values, index, "training", "backend")[1] != "simplet5":
+            continue
+        name = item.get("model") if isinstance(item, dict) else item
+        alias = alias_of(name) if isinstance(name, str) else None
+        if alias and ALIASES[alias].model_type != "t5":
+            message = "must be a T5 model with `training.backend: simplet5`"
+            yield _Mistake(("models", index, "model"), message, f", not {_short(name)}")
+        for section, key, allowed in (
+            ("prompt", "start_token", None),
+            ("evaluation", "decoding", "free"),
+        ):
+            path, value = _setting(values, index, section, key)
+            if value not in (None, allowed):
+                message = f"must be {allowed or 'null'} with `training.backend: simplet5`"
+                yield _Mistake(path, message, f", not {_short(value)}")
+
+
+def _setting(values: Any, index: int, section: str, key: str) -> tuple[yaml_source.Path, Any]:
+    """Give where a setting of a model stands, and its value: its own, or the common one."""
+    for path, holder in ((("models", index), values["models"][index]), ((), values)):
+        settings = holder.get(section) if isinstance(holder, dict) else None
+        if isinstance(settings, dict) and key in settings:
+            return (*path, section, key), settings[key]
+    return (section, key), None
 
 
 # pydantic's own messages, in the words of people who write YAML
@@ -605,8 +718,8 @@ def _describe(error: ErrorDetails, section: type[Section]) -> _Mistake:
     message = _MESSAGES.get(kind, error["msg"].replace("Input should be", "must be"))
     if kind in {"test_fraction", "loss_on_padding"}:  # found by comparing two keys
         return _Mistake((*path, kind), message, "")
-    if kind in {"labels", "models", "missing"}:
-        return _Mistake(path, message, "")
+    if kind in {"labels", "models", "missing", "simplet5"}:
+        return _Mistake(path or (kind,), message, "")
     return _Mistake(path, message, f", not {_short(error['input'])}")
 
 

@@ -44,4 +44,8 @@ class UnavailableError(TgsentError):
 
 
 class TrialError(TgsentError):
-    """One trial cannot go on."""
+    """One trial cannot go on; `details` are for the file beside its results."""
+
+    def __init__(self, message: str, details: str = "") -> None:
+        super().__init__(message)
+        self.details = details

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from tgsent import __version__, hub, report
+from tgsent import __version__, environment, hub, report
+from tgsent.aliases import alias_of
 from tgsent.config import RunConfig, TrialSpec
 from tgsent.data import Dataset
-from tgsent.errors import TgsentError, UnavailableError
+from tgsent.errors import TgsentError, TrialError, UnavailableError
 from tgsent.metrics import summarize
 from tgsent.records import Progress, Split
 from tgsent.store import RunFolder
@@ -91,11 +92,11 @@ def _fetch_models(pending: Sequence[TrialSpec], progress: Progress) -> dict[str,
     """
     specs = {spec.name: spec for spec in pending}
     commits: dict[str, str | None] = {}
+    if any(spec.training.backend == "simplet5" for spec in pending):
+        environment.find()
     for name, spec in specs.items():
-        commits[name] = None
-        if spec.training.init != "tiny":
-            weights = spec.training.init == "pretrained"
-            commits[name] = hub.fetch(spec.model, weights=weights, progress=progress).commit
+        snapshot = hub.fetch_for(spec, progress)
+        commits[name] = snapshot.commit if snapshot else None
 
     from tgsent import models  # takes seconds: what is missing has been told before
 
@@ -133,6 +134,8 @@ def _attempt(
         raise
     except TgsentError as error:
         reason = str(error)
+        if isinstance(error, TrialError) and error.details:
+            folder.write(f"{spec.name}/trial-{spec.trial}/error.txt", error.details)
     except Exception as error:  # noqa: BLE001  one trial's failure must not cost the others
         reason = f"{type(error).__name__}: {error}"
         folder.write(f"{spec.name}/trial-{spec.trial}/error.txt", traceback.format_exc())
@@ -153,21 +156,17 @@ def collect(
 ) -> dict[str, Any]:
     """Put together the content of `results.json`; failed trials are in no mean."""
     rows = []
-    for model in config.models:
-        trials = [
-            finished[model.name, k]
-            for k in range(1, config.trials + 1)
-            if (model.name, k) in finished
-        ]
+    for name in config.names:
+        trials = [finished[name, k] for k in range(1, config.trials + 1) if (name, k) in finished]
         rows.append(
             {
-                "model": model.name,
+                "model": name,
                 "trials": trials,
                 "macro_f1": summarize([trial["macro_f1"] for trial in trials]),
                 "failed": [
-                    {"trial": k, "reason": failed[model.name, k]}
+                    {"trial": k, "reason": failed[name, k]}
                     for k in range(1, config.trials + 1)
-                    if (model.name, k) in failed
+                    if (name, k) in failed
                 ],
             }
         )
@@ -182,10 +181,10 @@ def _article(config: RunConfig, dataset: Dataset) -> dict[str, Any] | None:
     if not dataset.is_sentiment140:
         return None
     numbers = {}
-    for model, spec in zip(config.models, _first_specs(config, dataset), strict=True):
-        alias = hub.alias_of(model.model)
+    for spec in _first_specs(config, dataset):
+        alias = alias_of(spec.model)
         if spec.training.init == "pretrained" and alias in report.ARTICLE_MACRO_F1:
-            numbers[model.name] = report.ARTICLE_MACRO_F1[alias]
+            numbers[spec.name] = report.ARTICLE_MACRO_F1[alias]
     return {"mean_macro_f1": numbers, "sample_size": 10_000, "trials": 3} if numbers else None
 
 
@@ -219,8 +218,8 @@ def make_manifest(
         "command": list(command),
         "git_commit": _git_commit(),
         "models": [
-            {"name": model.name, "model": model.model, "commit": commits[model.name]}
-            for model in config.models
+            {"name": name, "model": model.model, "commit": commits[name]}
+            for name, model in zip(config.names, config.models, strict=True)
         ],
         "data": {
             "path": config.data.path,

@@ -1,4 +1,4 @@
-"""Models by name: aliases, folders, and repositories of the Hugging Face Hub and its cache."""
+"""Models by name: folders, and repositories of the Hugging Face Hub and its cache."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
 from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 
+from tgsent.aliases import ALIASES, name_and_revision
+from tgsent.config import TrialSpec
 from tgsent.errors import UnavailableError
 from tgsent.records import Progress
 
@@ -38,30 +40,6 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Alias:
-    """A short name for a model on the Hub."""
-
-    hub_id: str
-    model_type: str
-    """The architecture, in the words of Hugging Face configurations."""
-
-
-ALIASES = {
-    "gpt2": Alias("openai-community/gpt2", "gpt2"),
-    "gpt2-medium": Alias("openai-community/gpt2-medium", "gpt2"),
-    "gpt2-large": Alias("openai-community/gpt2-large", "gpt2"),
-    "gpt2-xl": Alias("openai-community/gpt2-xl", "gpt2"),
-    "gpt-neo": Alias("EleutherAI/gpt-neo-125m", "gpt_neo"),
-    "gpt-neo-1.3b": Alias("EleutherAI/gpt-neo-1.3B", "gpt_neo"),
-    "gpt-neo-2.7b": Alias("EleutherAI/gpt-neo-2.7B", "gpt_neo"),
-    "t5": Alias("google-t5/t5-base", "t5"),
-    "t5-small": Alias("google-t5/t5-small", "t5"),
-    "t5-large": Alias("google-t5/t5-large", "t5"),
-    "flan-t5-base": Alias("google/flan-t5-base", "t5"),
-}
-
-
-@dataclass(frozen=True)
 class Snapshot:
     """The files of a model on this machine."""
 
@@ -70,10 +48,11 @@ class Snapshot:
     """The commit on the Hub; None for a folder that the user named."""
 
 
-def alias_of(model: str) -> str | None:
-    """Give the alias of a model that is named by it or by its Hub id, with or without revision."""
-    name, _ = _name_and_revision(model)
-    return next((a for a, entry in ALIASES.items() if name in {a, entry.hub_id}), None)
+def fetch_for(spec: TrialSpec, progress: Progress | None = None) -> Snapshot | None:
+    """Give the files that a trial starts from, as `fetch` does; None for a tiny model."""
+    if spec.training.init == "tiny":
+        return None
+    return fetch(spec.model, weights=spec.training.init == "pretrained", progress=progress)
 
 
 def fetch(model: str, *, weights: bool, progress: Progress | None = None) -> Snapshot:
@@ -99,18 +78,17 @@ _hub_is_down: list[str] = []
 """Why the Hub could not be reached when it was last asked: not asked again by this process."""
 
 
-def _name_and_revision(model: str) -> tuple[str, str | None]:
-    name, _, revision = model.partition("@")
-    return name, revision or None
-
-
 def _named_folder(model: str) -> Path | None:
     folder = Path(model).expanduser()
     if model in ALIASES:
         return None
     if folder.is_dir():
         return folder
-    if model.startswith((".", "/", "~")) or "\\" in model or model.partition("@")[0].count("/") > 1:
+    if (
+        model.startswith((".", "/", "~"))
+        or "\\" in model
+        or name_and_revision(model)[0].count("/") > 1
+    ):
         raise UnavailableError(f"{model}: no such folder; name a folder that holds a model")
     return None
 
@@ -125,7 +103,7 @@ def _check_folder(model: str, folder: Path) -> None:
 
 
 def _from_hub(model: str, weights: bool, progress: Progress | None) -> Snapshot:
-    name, revision = _name_and_revision(model)
+    name, revision = name_and_revision(model)
     repo_id = ALIASES[name].hub_id if name in ALIASES else name
     repository = _Repository(model, repo_id, revision)
     cached = repository.cached(weights)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import models as tokenizer_models
 from transformers import (
     CONFIG_MAPPING,
@@ -29,10 +29,11 @@ from transformers import (
     T5Config,
 )
 
-from tgsent import hub
+from tgsent import environment, hub
+from tgsent.aliases import ALIASES, alias_of
 from tgsent.config import TrainingConfig, TrialSpec
 from tgsent.errors import ConfigError, UnavailableError
-from tgsent.finetune import causal, seq2seq
+from tgsent.finetune import causal, seq2seq, simplet5
 from tgsent.finetune.family import Family, SpecialIds
 from tgsent.prompts import PromptEncoder, parse, render_prompt, render_target
 from tgsent.records import Example
@@ -52,8 +53,6 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     family: Family
     ids: SpecialIds
-    commit: str | None
-    """The commit on the Hub that configuration, tokenizer and weights are of, if they are."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """Turn generated tokens into text."""
@@ -66,13 +65,10 @@ def load(spec: TrialSpec, train: Iterable[Example]) -> LoadedModel:
     `train` is the training split, on which a tiny model's tokenizer is trained. Raises
     UnavailableError where files are missing, ConfigError where the model does not fit the recipe.
     """
-    init = spec.training.init
-    commit = None
-    if init == "tiny":
+    init, snapshot = spec.training.init, hub.fetch_for(spec)
+    if snapshot is None:
         config, tokenizer = _tiny(spec, train)
     else:
-        snapshot = hub.fetch(spec.model, weights=init == "pretrained")
-        commit = snapshot.commit
         config = _config(spec.model, snapshot.folder)
         tokenizer = _tokenizer(spec.model, snapshot.folder)
     _prepare_tokenizer(tokenizer, spec)
@@ -80,7 +76,7 @@ def load(spec: TrialSpec, train: Iterable[Example]) -> LoadedModel:
     _check_positions(config, spec)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     model: Any  # the two branches have no type in common that mypy could see
-    if init == "pretrained":
+    if snapshot is not None and init == "pretrained":
         model = _from_folder(
             spec.model,
             snapshot.folder,
@@ -110,18 +106,32 @@ def load(spec: TrialSpec, train: Iterable[Example]) -> LoadedModel:
         decoder_start_token_id=ids.decoder_start if config.is_encoder_decoder else None,
     )
     model.config.pad_token_id = ids.pad
-    return LoadedModel(model, tokenizer, family, ids, commit)
+    return LoadedModel(model, tokenizer, family, ids)
 
 
 def check(spec: TrialSpec) -> None:
     """Find out before anything is run whether the model fits the recipe.
 
-    Raises UnavailableError or ConfigError as `load` and `prompt_encoder` do.
+    Raises UnavailableError or ConfigError as `load` and `prompt_encoder` do, and where the package
+    that the recipe wants is not there or cannot train this model.
     """
+    check_backend(spec)
     if spec.training.init == "tiny":
         _tiny_architecture(spec)
     else:
         prompt_encoder(describe(spec, ()), spec)
+
+
+def check_backend(spec: TrialSpec) -> None:
+    """Find out whether what is to train the model is there, and can."""
+    if spec.training.backend != "simplet5":
+        return
+    if (kind := _model_type(spec.model)) != "t5":
+        raise ConfigError(
+            f"training.backend: the package SimpleT5 trains T5, and {spec.model} is a model of the"
+            f' kind "{kind}"; train it with backend: native'
+        )
+    environment.find()
 
 
 def describe(spec: TrialSpec, train: Iterable[Example]) -> LoadedModel:
@@ -145,6 +155,8 @@ def learning_rate(training: TrainingConfig, family: Family) -> float:
     three tiny models learn (GPT-2 and T5 collapse to one answer in some runs above it); 3e-4 for
     random weights of full size is a usual value, not a measured one.
     """
+    if training.backend == "simplet5":
+        return simplet5.LEARNING_RATE
     if training.learning_rate != "auto":
         return training.learning_rate
     if training.init == "tiny":
@@ -249,8 +261,8 @@ def _check_positions(config: PreTrainedConfig, spec: TrialSpec) -> None:
 
 
 def _model_type(name: str) -> str:
-    if alias := hub.alias_of(name):
-        return hub.ALIASES[alias].model_type
+    if alias := alias_of(name):
+        return ALIASES[alias].model_type
     return str(_config(name, hub.fetch(name, weights=False).folder).model_type)
 
 
@@ -374,6 +386,10 @@ def _train_unigram(texts: list[str]) -> PreTrainedTokenizerBase:
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = splitter
     tokenizer.decoder = decoders.Metaspace()
+    # as T5's does; only whoever asks for special tokens sees it, and our own encoding does not
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
     )

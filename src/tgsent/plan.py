@@ -80,6 +80,7 @@ def plan_model(spec: TrialSpec, split: Split) -> ModelPlan:
     evaluation (Kaplan et al. 2020, without the attention term, which is small for short texts).
     The encoder of a seq2seq model reads the prompt, its decoder the completion.
     """
+    models.check_backend(spec)
     loaded = models.describe(spec, split.train)
     encoder = models.prompt_encoder(loaded, spec)
     train = encoder.encode_examples(split.train)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 
@@ -52,6 +52,27 @@ class Prediction:
     """The raw text that the model wrote."""
     probabilities: tuple[float, ...] | None = None
     """One number per label word, in the order of the data's labels, where decoding gives them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What fine-tuning a model and letting it answer gives, whatever did both."""
+
+    predictions: tuple[Prediction, ...]
+    log: tuple[dict[str, Any], ...]
+    """The rows of `log.jsonl`."""
+    steps: int
+    learning_rate: float
+    train_seconds: float
+    eval_seconds: float
+    truncated: int
+    """Number of texts that were cut, training and test."""
+    peak_memory_bytes: int
+    parameters: int
+    device: str
+    precision: str
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of the libraries that did it, where they are not those of the run's manifest."""
 
 
 @dataclass(frozen=True, slots=True)

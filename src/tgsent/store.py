@@ -94,9 +94,9 @@ class RunFolder:
         ]
         old_models, new_models = _models(before), _models(now)
         differing += [
-            f"the settings of model {name} differ"
-            for name in old_models.keys() & new_models.keys()
-            if old_models[name] != new_models[name]
+            f"the settings of model {key[0]} differ"
+            for key in old_models.keys() & new_models.keys()
+            if old_models[key] != new_models[key]
         ]
         if differing:
             more = f" (and {len(differing) - 2} more)" if len(differing) > 2 else ""
@@ -213,10 +213,14 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _models(values: dict[str, Any]) -> dict[str, Any]:
-    """Give what the models of a resolved config override, by name and model."""
-    items = [{"model": m} if isinstance(m, str) else m for m in values["models"]]
+def _models(values: dict[str, Any]) -> dict[tuple[str, str | None], Any]:
+    """Give what the models of a resolved config override, by name or model and by backend."""
+    items: list[dict[str, Any]] = [
+        {"model": m} if isinstance(m, str) else m for m in values["models"]
+    ]
     return {
-        item.get("as", item["model"]): {k: v for k, v in item.items() if k != "as"}
+        (item.get("as", item["model"]), item.get("training", {}).get("backend")): {
+            k: v for k, v in item.items() if k != "as"
+        }
         for item in items
     }

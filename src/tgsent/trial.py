@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 
-from tgsent import __version__, metrics, models
+from tgsent import __version__, hub, metrics, models
 from tgsent.config import TrialSpec
 from tgsent.evaluate import classify
-from tgsent.finetune import loop
+from tgsent.finetune import loop, simplet5
 from tgsent.finetune.family import Batch, Counted
-from tgsent.records import Encoded, Progress, Split, TrialResult
+from tgsent.models import LoadedModel
+from tgsent.records import Encoded, Outcome, Progress, Split, TrialResult
 
 
 def run_trial(
@@ -28,18 +30,23 @@ def run_trial(
 
     The fine-tuned model is saved in the folder `save_to`, where one is given.
     """
+    through = _through_simplet5 if spec.training.backend == "simplet5" else _through_our_loop
+    outcome = through(spec, split, progress, save_to)
+    return TrialResult(_metrics(spec, split, outcome), outcome.predictions, outcome.log)
+
+
+def _through_our_loop(
+    spec: TrialSpec, split: Split, progress: Progress, save_to: Path | None
+) -> Outcome:
     accelerator = loop.make_accelerator(spec.training)
     on_cuda = accelerator.device.type == "cuda"
     if on_cuda:
         torch.cuda.reset_peak_memory_stats()
-    set_seed(spec.seed)
-    with progress.task(f"{spec.title}, loading", 1) as task:
-        loaded = models.load(spec, split.train)
-        task.advance(1)
+    loaded = _load(spec, split, progress)
     encoder = models.prompt_encoder(loaded, spec)
     examples = encoder.encode_examples(split.train)
     training = spec.training
-    pad_to = training.max_tokens if training.padding == "max_tokens" else None
+    pad_to = training.max_tokens if loop.padding(training) == "max_tokens" else None
 
     counted: Counted = "padded" if training.loss_on_padding else training.loss
 
@@ -47,12 +54,13 @@ def run_trial(
         return loaded.family.collate(batch, loaded.ids, counted, pad_to)
 
     set_seed(spec.seed)  # loading has drawn random numbers, for some models more than for others
+    learning_rate = models.learning_rate(training, loaded.family)
     trained = loop.train(
         loaded.model,
         examples,
         collate,
         training,
-        learning_rate=models.learning_rate(training, loaded.family),
+        learning_rate=learning_rate,
         seed=spec.seed,
         accelerator=accelerator,
         progress=progress,
@@ -65,41 +73,86 @@ def run_trial(
         accelerator.unwrap_model(loaded.model, keep_fp32_wrapper=False).save_pretrained(save_to)
         loaded.tokenizer.save_pretrained(save_to)
 
-    result: dict[str, Any] = {
-        "model": spec.name,
-        "commit": loaded.commit,
-        "trial": spec.trial,
-        "seed": spec.seed,
-        **metrics.score(predictions, spec.labels),
-        "truncated": encoder.truncated,
-        "n_train": len(split.train),
-        "n_test": len(split.test),
-        "steps": trained.steps,
-        "learning_rate": models.learning_rate(training, loaded.family),
-        "train_seconds": trained.seconds,
-        "train_examples_per_second": trained.examples / trained.seconds,
-        "eval_seconds": eval_seconds,
-        "eval_examples_per_second": len(split.test) / eval_seconds,
-        "peak_memory_bytes": torch.cuda.max_memory_allocated() if on_cuda else _peak_memory(),
-        "parameters": loaded.model.num_parameters(),
-        "device": accelerator.device.type,
-        "precision": loop.resolve_precision(training.precision, accelerator.device.type),
-        "split_sha256": split.sha256,
-        "fingerprint": spec.fingerprint,
-        "signature": signature(spec, split),
-    }
+    outcome = Outcome(
+        predictions=predictions,
+        log=trained.log,
+        steps=trained.steps,
+        learning_rate=learning_rate,
+        train_seconds=trained.seconds,
+        eval_seconds=eval_seconds,
+        truncated=encoder.truncated,
+        peak_memory_bytes=torch.cuda.max_memory_allocated() if on_cuda else _peak_memory(),
+        parameters=loaded.model.num_parameters(),
+        device=accelerator.device.type,
+        precision=loop.resolve_precision(training.precision, accelerator.device.type),
+    )
     accelerator.free_memory()
     gc.collect()
     if on_cuda:
         torch.cuda.empty_cache()
-    return TrialResult(result, predictions, trained.log)
+    return outcome
+
+
+def _through_simplet5(
+    spec: TrialSpec, split: Split, progress: Progress, save_to: Path | None
+) -> Outcome:
+    with tempfile.TemporaryDirectory(prefix="tgsent-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        if spec.training.init == "pretrained":
+            start = hub.fetch(spec.model, weights=True).folder
+        else:
+            start = folder / "start"
+            loaded = _load(spec, split, progress)
+            loaded.model.save_pretrained(start)
+            loaded.tokenizer.save_pretrained(start)
+            del loaded
+        return simplet5.train_and_answer(spec, split, start, folder, progress, save_to)
+
+
+def _load(spec: TrialSpec, split: Split, progress: Progress) -> LoadedModel:
+    set_seed(spec.seed)
+    with progress.task(f"{spec.title}, loading", 1) as task:
+        loaded = models.load(spec, split.train)
+        task.advance(1)
+    return loaded
+
+
+def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> dict[str, Any]:
+    """Put together the content of `metrics.json`."""
+    n_train, n_test = len(split.train), len(split.test)
+    snapshot = hub.fetch_for(spec)
+    return {
+        "model": spec.name,
+        "commit": snapshot.commit if snapshot else None,
+        "trial": spec.trial,
+        "seed": spec.seed,
+        **metrics.score(outcome.predictions, spec.labels),
+        "truncated": outcome.truncated,
+        "n_train": n_train,
+        "n_test": n_test,
+        "steps": outcome.steps,
+        "learning_rate": outcome.learning_rate,
+        "train_seconds": outcome.train_seconds,
+        "train_examples_per_second": n_train * spec.training.epochs / outcome.train_seconds,
+        "eval_seconds": outcome.eval_seconds,
+        "eval_examples_per_second": n_test / outcome.eval_seconds,
+        "peak_memory_bytes": outcome.peak_memory_bytes,
+        "parameters": outcome.parameters,
+        "device": outcome.device,
+        "precision": outcome.precision,
+        "backend": spec.training.backend,
+        "backend_versions": outcome.versions,
+        "split_sha256": split.sha256,
+        "fingerprint": spec.fingerprint,
+        "signature": signature(spec, split),
+    }
 
 
 def signature(spec: TrialSpec, split: Split) -> str:
     """Name in one line what the score depends on."""
     return (
         f"tgsent:{__version__}|model:{spec.model}|init:{spec.training.init}"
-        f"|decoding:{spec.evaluation.decoding}|seed:{spec.seed}"
+        f"|backend:{spec.training.backend}|decoding:{spec.evaluation.decoding}|seed:{spec.seed}"
         f"|config:{spec.fingerprint[:12]}|split:{split.sha256[:12]}"
     )
 

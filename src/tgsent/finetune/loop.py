@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -33,8 +33,6 @@ class Trained:
     log: tuple[dict[str, Any], ...]
     steps: int
     seconds: float
-    examples: int
-    """Examples seen, counted once per epoch."""
 
 
 def make_accelerator(training: TrainingConfig) -> Accelerator:
@@ -127,6 +125,7 @@ def train(
     it is computed in. Raises TrialError at once where the loss is not finite.
     """
     steps_per_epoch = math.ceil(len(examples) / training.batch_size)
+    clip_to = max_grad_norm(training)
     total_steps = steps_per_epoch * training.epochs
     optimizer = make_optimizer(model, learning_rate, training.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -144,7 +143,7 @@ def train(
             lengths,
             training.batch_size,
             seed * 1_000_003 + epoch,
-            grouped=training.padding == "longest",
+            grouped=padding(training) == "longest",
         )
         epoch_started, losses = time.perf_counter(), 0.0
         with progress.task(f"{title}, epoch {epoch}/{training.epochs}", len(examples)) as task:
@@ -157,8 +156,8 @@ def train(
                         f"{title}: the loss is {loss} at step {step} of {total_steps};"
                         " lower training.learning_rate, or set training.precision to fp32"
                     )
-                if training.max_grad_norm is not None:
-                    accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm)
+                if clip_to is not None:
+                    accelerator.clip_grad_norm_(model.parameters(), clip_to)
                 rate = schedule.get_last_lr()[0]
                 optimizer.step()
                 schedule.step()
@@ -174,7 +173,7 @@ def train(
         )
     seconds = time.perf_counter() - started
     model.eval()
-    return Trained(tuple(log), step, seconds, len(examples) * training.epochs)
+    return Trained(tuple(log), step, seconds)
 
 
 def _accumulate_gradients(
@@ -213,9 +212,19 @@ def make_optimizer(
 
 
 def warmup_steps(training: TrainingConfig, total_steps: int) -> int:
-    """Resolve a share of all steps to a number of steps."""
-    warmup = training.warmup_steps
+    """Resolve `warmup_steps`: `auto`, or a share of all steps, to a number of steps."""
+    warmup = 0.1 if training.warmup_steps == "auto" else training.warmup_steps
     return round(warmup * total_steps) if warmup < 1 else int(warmup)
+
+
+def max_grad_norm(training: TrainingConfig) -> float | None:
+    """Resolve `max_grad_norm: auto`."""
+    return 1.0 if training.max_grad_norm == "auto" else training.max_grad_norm
+
+
+def padding(training: TrainingConfig) -> Literal["longest", "max_tokens"]:
+    """Resolve `padding: auto`."""
+    return "longest" if training.padding == "auto" else training.padding
 
 
 def linear_schedule(warmup: int, total: int) -> Callable[[int], float]:
