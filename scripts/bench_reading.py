@@ -69,7 +69,6 @@ def write_file(path: Path, rows: int) -> None:
     letters = "etaoinshrdlucmfwypvbgk"
     words = ["".join(rng.choices(letters, k=rng.randint(2, 8))) for _ in range(5000)]
     words += ["caf\xe9", "&quot;so&quot;", "&amp;", "lol,", "!!!", "http://made.up/x"] * 10
-    words += ['""']  # a quote within a text
     names = ["".join(rng.choices(letters, k=rng.randint(6, 13))) for _ in range(5000)]
     dates = [
         f"Mon Apr {day:02} {hour:02}:19:45 PDT 2009" for day in range(1, 31) for hour in range(24)
@@ -78,6 +77,8 @@ def write_file(path: Path, rows: int) -> None:
         for number in range(rows):
             repeats = rng.random() < REPEATED
             text = "so tired " if repeats else " ".join(rng.choices(words, k=rng.randint(4, 22)))
+            if number % 100_000 == 0:
+                text += ' with ""quotes""'
             label = 0 if number < rows // 2 else 4
             date, name = dates[number % 720], names[number % 5000]
             file.write(f'"{label}","{1467810369 + number}","{date}","NO_QUERY","{name}","{text}"\n')

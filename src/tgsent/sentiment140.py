@@ -15,6 +15,8 @@ from tgsent.cache import cache_folder, placing
 from tgsent.errors import ConfigError, UnavailableError
 
 if TYPE_CHECKING:
+    from requests.exceptions import HTTPError
+
     from tgsent.records import Progress, Task
 
 FILE = "training.1600000.processed.noemoticon.csv"
@@ -110,8 +112,7 @@ def _download(folder: Path, url: str, md5: str, progress: Progress | None) -> Pa
                     pooch.retrieve(url, f"md5:{md5}", "archive.zip", folder, None, downloader)
                 )
         except requests.exceptions.HTTPError as error:
-            status = f"{error.response.status_code} {error.response.reason}".strip()
-            raise _unavailable(f"cannot be fetched: {url} answers {status}") from None
+            raise _unavailable(f"cannot be fetched: {_status(error)}") from None
         except broken_off:
             if attempt == 2:
                 raise _unavailable(f"cannot be fetched: {url} broke off twice") from None
@@ -120,6 +121,14 @@ def _download(folder: Path, url: str, md5: str, progress: Progress | None) -> Pa
         except ValueError:
             raise _unavailable(f"cannot be fetched: what {url} sends is not md5 {md5}") from None
     raise AssertionError
+
+
+def _status(error: HTTPError) -> str:
+    answer = error.response
+    if answer is None:
+        return str(error)
+    answer.close()  # which pooch leaves open
+    return f"{answer.url} answers {answer.status_code} {answer.reason}".strip()
 
 
 def _reason(error: BaseException) -> str:

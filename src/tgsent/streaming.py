@@ -18,8 +18,9 @@ import stat
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -30,7 +31,7 @@ from tgsent.config import DataConfig
 _Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 _BLOCK = 1 << 19  # stays in the processor's cache
-_WINDOW = 1 << 13  # texts that are wanted lie far apart
+_WINDOW = 1 << 10  # texts that are wanted lie far apart
 _BUFFERS = 4
 _LONGEST_ROW = 1 << 20
 _QUOTE, _COMMA, _NEWLINE, _RETURN = b'",\n\r'
@@ -92,7 +93,7 @@ def draw(file: Path, config: DataConfig, words: dict[str, str]) -> Drawn | None:
     return drawn
 
 
-def _draw(raw: BinaryIO, config: DataConfig, words: dict[str, str]) -> Drawn:
+def _draw(raw: FileIO, config: DataConfig, words: dict[str, str]) -> Drawn:
     table = _scan(raw)
     values = {value: words.get(chr(value)) for value in np.flatnonzero(np.bincount(table.labels))}
     repeated = _repeated(raw, table)
@@ -136,7 +137,7 @@ class _Table:
         return len(self.starts)
 
 
-def _scan(raw: BinaryIO) -> _Table:
+def _scan(raw: FileIO) -> _Table:
     """Find all texts; a second thread hashes what the first has found."""
     digest = hashlib.sha256()
     found: list[tuple[_Array, ...]] = []
@@ -159,11 +160,11 @@ def _scan(raw: BinaryIO) -> _Table:
         signatures += [future.result() for future in hashing]
     if rest != b'"':  # the one that ended the last row
         raise _IrregularError
-    columns = [np.concatenate(parts) for parts in zip(*found, strict=True)]
-    return _Table(*columns, np.concatenate(signatures), digest.hexdigest())
+    starts, lengths, labels = map(np.concatenate, zip(*found, strict=True))
+    return _Table(starts, lengths, labels, np.concatenate(signatures), digest.hexdigest())
 
 
-def _fill(buffer: bytearray, rest: bytes, raw: BinaryIO) -> tuple[int, bool]:
+def _fill(buffer: bytearray, rest: bytes, raw: FileIO) -> tuple[int, bool]:
     """Put the next block behind the rest of the last one; give its end, and whether it is one.
 
     At the end of the file, a line end and the quote of a row that does not come are put there.
@@ -172,7 +173,7 @@ def _fill(buffer: bytearray, rest: bytes, raw: BinaryIO) -> tuple[int, bool]:
     if begin > _LONGEST_ROW:
         raise _IrregularError
     buffer[:begin] = rest
-    if count := raw.readinto(memoryview(buffer)[begin : begin + _BLOCK]):  # type: ignore[attr-defined]
+    if count := raw.readinto(memoryview(buffer)[begin : begin + _BLOCK]):
         return begin + count, True
     mark = b'"' if rest.endswith(b"\n") else b'\n"'
     buffer[begin : begin + len(mark)] = mark
@@ -232,13 +233,13 @@ def _hash(
 
 
 def _sign(buffer: bytearray, starts: _Array, lengths: _Array) -> _Array:
-    """Mix the length and eight bytes from four places of each text into one number."""
+    """Mix the length and eight bytes from three places of each text into one number."""
     # a view of the eight bytes from every place on; numpy takes them unaligned
     words = np.ndarray((len(buffer) - 7,), "<u8", buffer, strides=(1,))
     room = np.maximum(lengths - 8, 0)
     too_many = (8 * np.maximum(8 - lengths, 0)).astype(np.uint64)  # bits past a short text's end
     signatures = lengths.astype(np.uint64)
-    for offset in (0, room >> 2, room >> 1, room):
+    for offset in (0, room >> 1, room):
         signatures ^= words[starts + offset] << too_many
         signatures *= _MULTIPLIER
         signatures ^= signatures >> np.uint64(29)
@@ -248,7 +249,7 @@ def _sign(buffer: bytearray, starts: _Array, lengths: _Array) -> _Array:
 # ------------------------------------------------------------------------------------ some texts
 
 
-def _repeated(raw: BinaryIO, table: _Table) -> _Array:
+def _repeated(raw: FileIO, table: _Table) -> _Array:
     """Mark the rows whose text stands in an earlier row: equal signatures, then equal bytes."""
     ordered = np.sort(table.signatures)
     marks = np.zeros(1 << 22, bool)  # by the last bits, as looking up whole numbers is slow
@@ -262,7 +263,7 @@ def _repeated(raw: BinaryIO, table: _Table) -> _Array:
     return repeated
 
 
-def _texts(raw: BinaryIO, table: _Table, rows: _Array) -> list[bytes]:
+def _texts(raw: FileIO, table: _Table, rows: _Array) -> list[bytes]:
     """Read the texts of some rows, in the order given, as they stand between their quotes."""
     texts = [b""] * len(rows)
     order = np.argsort(rows, kind="stable")
@@ -316,6 +317,6 @@ def _keep(entry: Path, drawn: Drawn) -> None:
         file.write(seal + b"\n" + content)
 
 
-def _sha256(raw: BinaryIO) -> str:
+def _sha256(raw: FileIO) -> str:
     raw.seek(0)
     return hashlib.file_digest(raw, "sha256").hexdigest()
