@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -138,7 +138,7 @@ class _Table:
 
 
 def _scan(raw: FileIO) -> _Table:
-    """Find all texts; a second thread hashes what the first has found."""
+    """Find all texts; a second thread checks and hashes what the first has found."""
     digest = hashlib.sha256()
     found: list[tuple[_Array, ...]] = []
     buffers = [bytearray(_BLOCK + _LONGEST_ROW + 8) for _ in range(_BUFFERS)]
@@ -152,11 +152,11 @@ def _scan(raw: FileIO) -> _Table:
                 signatures.append(hashing.popleft().result())
             buffers.append(buffer := buffers.pop(0))
             end, more = _fill(buffer, rest, raw)
-            starts, lengths, labels, next_row = _rows_of(buffer, end)
+            block = _rows_of(buffer, end)
             new = memoryview(buffer)[len(rest) : end if more else len(rest)]
-            hashing.append(worker.submit(_hash, digest, new, buffer, starts, lengths))
-            found.append((starts + place, lengths.astype(np.int32), labels))
-            rest, place = bytes(buffer[next_row:end]), place + next_row
+            hashing.append(worker.submit(_check_and_hash, digest, new, buffer, block))
+            found.append((block.starts + place, block.lengths.astype(np.int32), block.labels))
+            rest, place = bytes(buffer[block.next_row : end]), place + block.next_row
         signatures += [future.result() for future in hashing]
     if rest != b'"':  # the one that ended the last row
         raise _IrregularError
@@ -180,8 +180,21 @@ def _fill(buffer: bytearray, rest: bytes, raw: FileIO) -> tuple[int, bool]:
     return begin + len(mark), False
 
 
-def _rows_of(buffer: bytearray, end: int) -> tuple[_Array, _Array, _Array, int]:
-    """Give starts, lengths and labels of the texts of all whole rows, and where the next begins.
+class _Block(NamedTuple):
+    """The whole rows of a buffer."""
+
+    starts: _Array
+    lengths: _Array
+    labels: _Array
+    closing: _Array
+    """The closing quotes of all fields."""
+    between: _Array
+    """How far from there the next opening quote is."""
+    next_row: int
+
+
+def _rows_of(buffer: bytearray, end: int) -> _Block:
+    """Find the fields of all whole rows; whether they are regular is for the other thread to see.
 
     The buffer begins with a row. Outside of quotes there may be nothing but one comma or one line
     end, so that quotes open and close by turns; two that touch are one within a text.
@@ -198,13 +211,13 @@ def _rows_of(buffer: bytearray, end: int) -> tuple[_Array, _Array, _Array, int]:
         opening, closing, between = opening[apart], closing[apart], between[apart]
     fields = len(opening) // 6 * 6
     opening, closing, between = opening[:fields], closing[:fields], between[:fields]
-    _check_separators(view, closing, between)
     row_starts = np.concatenate((quotes[:1], opening[5::6]))
     starts = opening[4::6] + 1
     lengths = closing[5::6] - starts
-    if (closing[0::6] - row_starts[:-1] != 2).any() or not lengths.all():
+    labels = view[row_starts[:-1] + 1]
+    if (closing[0::6] - row_starts[:-1] != 2).any():  # a label of more than one character
         raise _IrregularError
-    return starts, lengths, view[row_starts[:-1] + 1], int(row_starts[-1])
+    return _Block(starts, lengths, labels, closing, between, int(row_starts[-1]))
 
 
 def _check_separators(view: _Array, closing: _Array, between: _Array) -> None:
@@ -220,12 +233,15 @@ def _check_separators(view: _Array, closing: _Array, between: _Array) -> None:
         raise _IrregularError
 
 
-def _hash(
-    digest: Any, new: memoryview, buffer: bytearray, starts: _Array, lengths: _Array
-) -> _Array:
-    """Hash what is new in the buffer, refuse blank texts and sign the others."""
+def _check_and_hash(digest: Any, new: memoryview, buffer: bytearray, block: _Block) -> _Array:
+    """Hash what is new in the buffer, refuse irregular rows and blank texts, sign the others."""
     digest.update(new)
-    for index in np.flatnonzero(_WHITE[np.frombuffer(buffer, np.uint8)[starts]]).tolist():
+    view = np.frombuffer(buffer, np.uint8)
+    starts, lengths = block.starts, block.lengths
+    _check_separators(view, block.closing, block.between)
+    if not lengths.all():
+        raise _IrregularError
+    for index in np.flatnonzero(_WHITE[view[starts]]).tolist():
         text = buffer[starts[index] : starts[index] + lengths[index]]
         if not text.decode("iso-8859-1").strip():
             raise _IrregularError
