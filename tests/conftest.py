@@ -21,6 +21,13 @@ settings.register_profile("tgsent", derandomize=True, deadline=None)
 settings.load_profile("tgsent")
 
 ROOT = Path(__file__).parents[1]
+_NOWHERE = "http://127.0.0.1:9/archive.zip"
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the tests off the user's cache folder."""
+    monkeypatch.setenv("TGSENT_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +94,7 @@ class Cli(Protocol):
 
 
 def cli_environment(env: dict[str, str] | None = None) -> dict[str, str]:
-    """This environment, less what changes how the command line behaves or looks."""
+    """This environment, less what changes how the command line behaves or looks, or downloads."""
     changing = ("TGSENT_", "FORCE_COLOR", "NO_COLOR", "COLUMNS", "TERMINAL_WIDTH", "GITHUB_ACTIONS")
     places = {"TGSENT_CACHE", environment.VARIABLE}
     kept = {
@@ -95,7 +102,8 @@ def cli_environment(env: dict[str, str] | None = None) -> dict[str, str]:
         for key, value in os.environ.items()
         if key in places or not key.startswith(changing)
     }
-    return {**kept, **(env or {})}
+    nothing_to_fetch = {"TGSENT_SENTIMENT140_URL": _NOWHERE, "NO_PROXY": "127.0.0.1"}
+    return {**kept, **nothing_to_fetch, **(env or {})}
 
 
 @pytest.fixture

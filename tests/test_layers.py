@@ -14,9 +14,10 @@ import tgsent
 # the house: what order there is within a layer is an exception, and all of them are here.
 LAYERS = (
     (0, ("tgsent", "aliases", "errors", "records")),
-    (1, ("yaml_source", "progress")),
+    (1, ("yaml_source", "progress", "cache")),
     (1, ("config",)),
     (1, ("prompts", "store", "environment")),
+    (2, ("sentiment140", "streaming")),
     (2, ("data", "hub", "metrics", "report")),
     (3, ("finetune", "finetune.family")),
     (3, ("finetune.causal", "finetune.seq2seq", "finetune.loop", "finetune.simplet5")),
@@ -31,7 +32,7 @@ LAYERS = (
 LINE_OF = {module: line for line, (_, modules) in enumerate(LAYERS) for module in modules}
 LIGHT_LAYERS = (0, 1, 6)
 HEAVY = {
-    "accelerate", "matplotlib", "pandas", "pooch", "pyarrow", "ray", "scipy", "sklearn",
+    "accelerate", "matplotlib", "pandas", "pooch", "pyarrow", "ray", "requests", "scipy", "sklearn",
     "tokenizers", "torch", "transformers",
 }  # fmt: skip
 

@@ -125,7 +125,8 @@ def run(
     from tgsent.progress import make_progress
 
     errors = Console(stderr=True)
-    dataset = load_dataset(settings.data)
+    progress = make_progress(errors, quiet=quiet)
+    dataset = load_dataset(settings.data, progress)
     splits = make_splits(dataset, settings)
     if not quiet:
         for note in dataset.notes(splits):
@@ -144,7 +145,7 @@ def run(
         splits,
         fresh=fresh,
         command=["tgsent", *sys.argv[1:]],
-        progress=make_progress(errors, quiet=quiet),
+        progress=progress,
     )
     if as_json:
         sys.stdout.write(to_json(results))

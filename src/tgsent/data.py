@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import io
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,10 +17,11 @@ import pandas as pd
 from sklearn.model_selection import train_test_split
 
 from tgsent.config import DataConfig, RunConfig, label_words_problem, shipped
-from tgsent.errors import DataError, UnavailableError
-from tgsent.records import Example, Split
+from tgsent.errors import DataError
+from tgsent.records import Example, Progress, Split
+from tgsent.sentiment140 import find_sentiment140
+from tgsent.streaming import draw, has_sentiment140_layout
 
-SENTIMENT140_FILE = "training.1600000.processed.noemoticon.csv"
 _SENTIMENT140_COLUMNS = ("0", "5")
 _SENTIMENT140_LABELS = {"0": "negative", "4": "positive"}
 
@@ -60,14 +61,36 @@ class Dataset:
         return notes
 
 
-def load_dataset(config: DataConfig) -> Dataset:
-    """Read, check, deduplicate and sample.
+def load_dataset(config: DataConfig, progress: Progress | None = None) -> Dataset:
+    """Read, check, deduplicate and sample; `progress` shows a download, if there is one.
 
     The sample is `DataFrame.sample(sample_size, random_state=sample_seed)` of all rows that are
     left. Raises DataError for anything that is wrong with the file, UnavailableError for a data
-    set that is not on this machine.
+    set that cannot be fetched.
     """
-    content, name = _content(config.path)
+    file = _file(config.path, progress)
+    words = config.labels or _SENTIMENT140_LABELS
+    if (
+        file
+        and _may_have_sentiment140_layout(file, config)
+        and (drawn := draw(file, config, words))
+    ):
+        return Dataset(
+            frame=drawn.frame,
+            labels=tuple(words.values()),
+            sha256=drawn.sha256,
+            source=str(file),
+            is_sentiment140=True,
+            rows=drawn.rows,
+            duplicates=drawn.duplicates,
+            dropped=drawn.duplicates if config.deduplicate else 0,
+        )
+    return _load_carefully(file, config)
+
+
+def _load_carefully(file: Path | None, config: DataConfig) -> Dataset:
+    """Read the whole table: what any file may be, and what is wrong with it."""
+    content, name = _content(file)
     table = _read_table(content, name, config)
     if table.empty:
         raise DataError(f"{name}: holds no texts")
@@ -91,7 +114,7 @@ def load_dataset(config: DataConfig) -> Dataset:
         labels=labels,
         sha256=hashlib.sha256(content).hexdigest(),
         source=name,
-        is_sentiment140=known_layout and config.path != "sample",
+        is_sentiment140=known_layout and file is not None,
         rows=rows,
         duplicates=duplicates,
         dropped=duplicates if config.deduplicate else 0,
@@ -166,11 +189,17 @@ def _hash(*parts: Sequence[Example]) -> str:
     return digest.hexdigest()
 
 
-def _content(path: str) -> tuple[bytes, str]:
-    """Give the bytes of the file and what to call it."""
+def _file(path: str, progress: Progress | None) -> Path | None:
+    """Name the file with the texts, fetched where need be; None for the shipped sample."""
     if path == "sample":
+        return None
+    return find_sentiment140(progress) if path == "sentiment140" else Path(path)
+
+
+def _content(file: Path | None) -> tuple[bytes, str]:
+    """Give the bytes of the file and what to call it."""
+    if file is None:
         return shipped("data/sample_tweets.csv"), "sample_tweets.csv"
-    file = _sentiment140() if path == "sentiment140" else Path(path)
     try:
         return file.read_bytes(), str(file)
     except OSError as error:
@@ -179,21 +208,14 @@ def _content(path: str) -> tuple[bytes, str]:
             " sentiment140, sample"
         ) from None
     except ValueError as error:
-        raise DataError(f"{path!r}: cannot read the data: {error}") from None
+        raise DataError(f"{str(file)!r}: cannot read the data: {error}") from None
 
 
-def _sentiment140() -> Path:
-    """Find Sentiment140's training file on this machine."""
-    if named := os.environ.get("TGSENT_SENTIMENT140"):
-        return Path(named)
-    local = Path("data") / SENTIMENT140_FILE
-    if local.is_file():
-        return local
-    raise UnavailableError(
-        f"Sentiment140 is not on this machine: {local} does not exist\n"
-        "put the file there or name it in TGSENT_SENTIMENT140, name another with"
-        " --set data.path=FILE,\nor take the shipped made-up tweets with -c smoke"
-    )
+def _may_have_sentiment140_layout(file: Path, config: DataConfig) -> bool:
+    """Tell whether the settings leave the layout to be recognised, in its own encoding."""
+    encoding = codecs.lookup(config.encoding or "iso-8859-1").name
+    columns = (config.text_column, config.label_column)
+    return file.suffix.lower() == ".csv" and encoding == "iso8859-1" and columns == (None, None)
 
 
 def _read_table(content: bytes, name: str, config: DataConfig) -> pd.DataFrame:
@@ -221,7 +243,7 @@ def _read_csv(content: bytes, name: str, config: DataConfig, delimiter: str) -> 
     sentiment140 = (
         config.text_column is None
         and config.label_column is None
-        and (_has_sentiment140_layout(content))
+        and has_sentiment140_layout(content)
     )
     default_encoding = "iso-8859-1" if sentiment140 else "utf-8-sig"
     text = _decode(content, name, config.encoding or default_encoding)
@@ -258,13 +280,6 @@ def _read_csv(content: bytes, name: str, config: DataConfig, delimiter: str) -> 
     table["row"] = range(1, len(table) + 1)
     table.attrs["sentiment140"] = sentiment140
     return table
-
-
-def _has_sentiment140_layout(content: bytes) -> bool:
-    """Recognise six columns without a header: label 0, 2 or 4, id, date, query, user, text."""
-    first_line = re.split("[\r\n]", content[:10_000].decode("iso-8859-1"), maxsplit=1)[0]
-    fields = next(csv.reader([first_line]), [])
-    return len(fields) == 6 and fields[0] in {"0", "2", "4"} and fields[1].isdecimal()
 
 
 def _read_jsonl(text: str, name: str, config: DataConfig) -> pd.DataFrame:

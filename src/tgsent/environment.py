@@ -18,6 +18,7 @@ from pathlib import Path
 
 import filelock
 
+from tgsent.cache import cache_folder
 from tgsent.errors import UnavailableError
 
 COMMAND = "tgsent setup-simplet5"
@@ -49,13 +50,6 @@ def requirements() -> tuple[str, ...]:
     ours = importlib.metadata.requires("tgsent") or []
     torch = [line for line in ours if re.match(r"torch(?![\w.-])", line)]
     return (*torch, *_NEEDED)
-
-
-def cache_folder() -> Path:
-    """Give the folder for what is made once and used by all runs."""
-    import pooch
-
-    return Path(os.environ.get("TGSENT_CACHE") or pooch.os_cache("tgsent")).absolute()
 
 
 def folder() -> Path:
