@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 
-from tgsent.config import ModelConfig, RunConfig
+from tgsent.config import LoraConfig, ModelConfig, RunConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -60,6 +60,9 @@ def reference() -> str:
         for name in RunConfig.model_fields
         if (section := _section(RunConfig, name))
     ]
+    parts.append(
+        _table("`training.lora`", LoraConfig, "training.lora.", list(LoraConfig.model_fields))
+    )
     parts.append(_table("An item of `models`", ModelConfig, "", list(ModelConfig.model_fields)))
     return "\n".join(parts)
 

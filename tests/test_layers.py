@@ -19,10 +19,11 @@ LAYERS = (
     (1, ("prompts", "store")),
     (2, ("data", "metrics", "report")),
     (3, ("finetune", "finetune.family")),
-    (3, ("finetune.causal", "finetune.seq2seq", "finetune.loop")),
+    (3, ("finetune.causal", "finetune.seq2seq", "finetune.loop", "finetune.trainable")),
+    (3, ("memory",)),
     (3, ("models",)),
     (4, ("evaluate",)),
-    (4, ("trial",)),
+    (4, ("trial", "model_card")),
     (5, ("plan", "execute")),
     (6, ("cli",)),
     (6, ("__main__",)),
@@ -30,8 +31,8 @@ LAYERS = (
 LINE_OF = {module: line for line, (_, modules) in enumerate(LAYERS) for module in modules}
 LIGHT_LAYERS = (0, 1, 6)
 HEAVY = {
-    "accelerate", "matplotlib", "pandas", "pyarrow", "ray", "scipy", "sklearn", "tokenizers",
-    "torch", "transformers",
+    "accelerate", "huggingface_hub", "matplotlib", "pandas", "peft", "pyarrow", "ray", "scipy",
+    "sklearn", "tokenizers", "torch", "transformers",
 }  # fmt: skip
 
 

@@ -27,9 +27,10 @@ from transformers import (
     T5Config,
 )
 
+from tgsent import memory
 from tgsent.config import TrainingConfig, TrialSpec
 from tgsent.errors import ConfigError, UnavailableError
-from tgsent.finetune import causal, seq2seq
+from tgsent.finetune import causal, seq2seq, trainable
 from tgsent.finetune.family import Family, SpecialIds
 from tgsent.prompts import PromptEncoder, parse, render_prompt, render_target
 from tgsent.records import Example
@@ -82,6 +83,10 @@ def load(spec: TrialSpec, train: Iterable[Example]) -> LoadedModel:
         config, tokenizer = _config(spec.model), _tokenizer(spec.model)
     _prepare_tokenizer(tokenizer, spec)
     family: Family = seq2seq if config.is_encoder_decoder else causal
+    # tgsent pads by itself; this is for those who generate with the saved tokenizer, and is saved
+    # with it only where it stands in both places
+    tokenizer.padding_side = "left" if family is causal else "right"
+    tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side
     _check_positions(config, spec)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     if init == "pretrained":
@@ -122,12 +127,16 @@ def alias_of(model: str) -> str | None:
 def check(spec: TrialSpec) -> None:
     """Find out before anything is run whether the model can be had and fits the recipe.
 
-    Raises UnavailableError or ConfigError as `load` and `prompt_encoder` do.
+    Raises UnavailableError or ConfigError as `load` and `prompt_encoder` do, and ConfigError where
+    the machine's memory cannot hold it in training.
     """
+    trainable.check(spec.training)
     if spec.training.init == "tiny":
         _tiny_architecture(spec)
     else:
-        prompt_encoder(describe(spec, ()), spec)
+        loaded = describe(spec, ())
+        prompt_encoder(loaded, spec)
+        memory.check(loaded.model, spec)
     folder = Path(_source(spec.model))
     if (
         spec.training.init == "pretrained"
@@ -159,7 +168,8 @@ def learning_rate(training: TrainingConfig, family: Family) -> float:
     6.25e-5 is that of Radford et al. 2018 for fine-tuning GPT; 3e-4 is within what Hugging Face's
     T5 guide gives for AdamW. Models that start from nothing need more: with 1e-3 all
     three tiny models learn (GPT-2 and T5 collapse to one answer in some runs above it); 3e-4 for
-    random weights of full size is a usual value, not a measured one.
+    random weights of full size is a usual value, not a measured one. 2e-4 is what Hu et al. 2021
+    train adapters of GPT-2 with.
     """
     if training.learning_rate != "auto":
         return training.learning_rate
@@ -167,7 +177,9 @@ def learning_rate(training: TrainingConfig, family: Family) -> float:
         return 1e-3
     if training.init == "random":
         return 3e-4
-    return 3e-4 if family is seq2seq else 6.25e-5
+    if family is seq2seq:
+        return 3e-4
+    return 6.25e-5 if training.lora is None else 2e-4
 
 
 def prompt_encoder(loaded: LoadedModel, spec: TrialSpec) -> PromptEncoder:
@@ -252,8 +264,24 @@ def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, spec: TrialSpec) -> N
     new = [] if tokenizer.pad_token else [PAD_TOKEN]
     tokenizer.pad_token = tokenizer.pad_token or PAD_TOKEN
     if spec.prompt.start_token:
+        _check_start_token(tokenizer, spec)
         new.append(spec.prompt.start_token)
     tokenizer.add_special_tokens({"additional_special_tokens": new}) if new else None
+
+
+def _check_start_token(tokenizer: PreTrainedTokenizerBase, spec: TrialSpec) -> None:
+    """Refuse a new token that every prompt would begin with and no training would reach.
+
+    The embeddings of a tiny model are all as random as that of a new token.
+    """
+    training = spec.training
+    frozen = "lora" if training.lora else "freeze_embeddings" if training.freeze_embeddings else ""
+    if frozen and training.init != "tiny" and spec.prompt.start_token not in tokenizer.get_vocab():
+        raise ConfigError(
+            f'prompt.start_token: "{spec.prompt.start_token}" is new to {spec.model}, and with'
+            f" training.{frozen} its embedding would stay random;\n"
+            "take a token that the model knows, or null"
+        )
 
 
 def _check_positions(config: PreTrainedConfig, spec: TrialSpec) -> None:

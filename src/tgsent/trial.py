@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import resource
 import sys
 import time
@@ -13,10 +12,10 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 
-from tgsent import __version__, metrics, models
+from tgsent import __version__, memory, metrics, models
 from tgsent.config import TrialSpec
 from tgsent.evaluate import classify
-from tgsent.finetune import loop
+from tgsent.finetune import loop, trainable
 from tgsent.finetune.family import Batch, Counted
 from tgsent.records import Encoded, Progress, Split, TrialResult
 
@@ -33,7 +32,7 @@ def run_trial(
     if on_cuda:
         torch.cuda.reset_peak_memory_stats()
     set_seed(spec.seed)
-    with progress.task(f"{spec.title}, loading", 1) as task:
+    with progress.task(f"{spec.title}, loading", 1) as task, memory.explained(spec, "loading"):
         loaded = models.load(spec, split.train)
         task.advance(1)
     encoder = models.prompt_encoder(loaded, spec)
@@ -47,19 +46,24 @@ def run_trial(
         return loaded.family.collate(batch, loaded.ids, counted, pad_to)
 
     set_seed(spec.seed)  # loading has drawn random numbers, for some models more than for others
-    trained = loop.train(
-        loaded.model,
-        examples,
-        collate,
-        training,
-        learning_rate=models.learning_rate(training, loaded.family),
-        seed=spec.seed,
-        accelerator=accelerator,
-        progress=progress,
-        title=spec.title,
-    )
+    with memory.explained(spec, "training"):
+        merge = trainable.prepare(loaded.model, training)
+        trainable_parameters = trainable.count(loaded.model)
+        trained = loop.train(
+            loaded.model,
+            examples,
+            collate,
+            training,
+            learning_rate=models.learning_rate(training, loaded.family),
+            seed=spec.seed,
+            accelerator=accelerator,
+            progress=progress,
+            title=spec.title,
+        )
+        merge()  # the model that is scored is the one that is saved
     started = time.perf_counter()
-    predictions = classify(loaded, encoder, split.test, spec, progress)
+    with memory.explained(spec, "evaluation"):
+        predictions = classify(loaded, encoder, split.test, spec, progress)
     eval_seconds = time.perf_counter() - started
     if save_to is not None:
         accelerator.unwrap_model(loaded.model, keep_fp32_wrapper=False).save_pretrained(save_to)
@@ -81,6 +85,7 @@ def run_trial(
         "eval_examples_per_second": len(split.test) / eval_seconds,
         "peak_memory_bytes": torch.cuda.max_memory_allocated() if on_cuda else _peak_memory(),
         "parameters": loaded.model.num_parameters(),
+        "trainable_parameters": trainable_parameters,
         "device": accelerator.device.type,
         "precision": loop.resolve_precision(training.precision, accelerator.device.type),
         "split_sha256": split.sha256,
@@ -88,9 +93,7 @@ def run_trial(
         "signature": signature(spec, split),
     }
     accelerator.free_memory()
-    gc.collect()
-    if on_cuda:
-        torch.cuda.empty_cache()
+    memory.release()
     return TrialResult(result, predictions, trained.log)
 
 
