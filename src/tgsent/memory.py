@@ -147,9 +147,7 @@ def explained(spec: TrialSpec, phase: Phase) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise TrialError(
-            f"{spec.title}: out of memory in {phase}\n{_advice(spec, phase)}"
-        ) from error
+        raise TrialError(f"out of memory in {phase}\n{_advice(spec, phase)}") from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
