@@ -203,6 +203,8 @@ def test_a_dry_run_shows_what_would_be_done_and_does_nothing(cli: Cli, tmp_path:
         "gpt2 (",
         "t5 (",
         "2 optimizer steps at ",
+        " trained)",
+        "MB for weights, gradients and optimizer state",
         "FLOP for training",
     ):
         assert part in plan

@@ -147,6 +147,14 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(write: Write) -> None:
     [
         ("\ntraning: {}", "traning (line 2): unknown key; did you mean `training`?"),
         ("training:\n  epoch: 3", "training.epoch (line 2): unknown key; did you mean `epochs`?"),
+        (
+            "training:\n  lora:\n    alfa: 3",
+            "training.lora.alfa (line 3): unknown key; did you mean `alpha`?",
+        ),
+        (
+            "training:\n  lora: {r: 0}",
+            "training.lora.r (line 2): must be greater than or equal to 1, not 0",
+        ),
         ("data:\n  zzz: 3", "data.zzz (line 2): unknown key; known keys: path, text_column"),
         (
             "models:\n- gpt2\n- model: t5\n  training:\n    lerning_rate: 1",

@@ -21,10 +21,11 @@ LAYERS = (
     (2, ("data", "hub", "metrics", "report")),
     (3, ("finetune", "finetune.family")),
     (3, ("finetune.causal", "finetune.seq2seq", "finetune.loop", "finetune.simplet5")),
-    (3, ("finetune._simplet5_worker",)),
+    (3, ("finetune.trainable", "finetune._simplet5_worker")),
+    (3, ("memory",)),
     (3, ("models",)),
     (4, ("evaluate",)),
-    (4, ("trial",)),
+    (4, ("trial", "model_card")),
     (5, ("plan", "execute")),
     (6, ("cli",)),
     (6, ("__main__",)),
@@ -32,8 +33,8 @@ LAYERS = (
 LINE_OF = {module: line for line, (_, modules) in enumerate(LAYERS) for module in modules}
 LIGHT_LAYERS = (0, 1, 6)
 HEAVY = {
-    "accelerate", "matplotlib", "pandas", "pooch", "pyarrow", "ray", "requests", "scipy", "sklearn",
-    "tokenizers", "torch", "transformers",
+    "accelerate", "matplotlib", "pandas", "peft", "pooch", "pyarrow", "ray", "requests", "scipy",
+    "sklearn", "tokenizers", "torch", "transformers",
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from functools import cached_property
 from importlib import resources
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -185,6 +185,9 @@ class SimpleT5Config(Section):
 # what the package SimpleT5 does, and cannot be told to do otherwise
 _FIXED_IN_SIMPLET5: dict[str, tuple[Any, ...]] = {
     "gradient_accumulation": (1,),
+    "gradient_checkpointing": (False,),
+    "lora": (None,),
+    "freeze_embeddings": (False,),
     "learning_rate": ("auto", 1e-4),
     "warmup_steps": ("auto", 0),
     "weight_decay": (0.01,),
@@ -194,6 +197,20 @@ _FIXED_IN_SIMPLET5: dict[str, tuple[Any, ...]] = {
     "precision": ("auto", "fp32"),
     "device": ("auto", "cpu", "cuda"),
 }
+
+
+class LoraConfig(Section):
+    """Adapters that are trained in place of the model's own weights (Hu et al. 2021).
+
+    The defaults are what the paper trains GPT-2 with.
+    """
+
+    r: PositiveInt = 4
+    """Rank of each adapter: its size, and what it can express."""
+    alpha: PositiveInt = 32
+    """An adapter's output counts `alpha / r` times."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of an adapter's inputs that are dropped in training."""
 
 
 class TrainingConfig(Section):
@@ -213,10 +230,21 @@ class TrainingConfig(Section):
     """Texts per optimizer step."""
     gradient_accumulation: PositiveInt = 1
     """Parts in which a batch is computed, to save memory; the gradient stays that of the batch."""
+    gradient_checkpointing: bool = False
+    """Keep only what goes into each layer for the backward pass and compute the rest again: the
+    same gradients in less memory and more time."""
+    lora: LoraConfig | None = None
+    """`{r: 4, alpha: 32, dropout: 0.1}`, or some of these: train LoRA adapters on the attention
+    layers alone, with everything else as it is, embeddings included, and merge them into the
+    weights after training. Needs `pip install 'tgsent[lora]'`. `null`: train the model itself."""
+    freeze_embeddings: bool = False
+    """Leave the token embeddings as they are, and with them an output head that is tied to them
+    (GPT-2, GPT-Neo, T5). A `prompt.start_token` that the tokenizer lacks would stay untrained, so
+    that it is refused here and with `lora`; the padding token may, as nothing reads it."""
     learning_rate: PositiveFloat | Literal["auto"] = "auto"
-    """Peak of the schedule. `auto`: 6.25e-5 for causal and 3e-4 for seq2seq models; 1e-3 with
-    `init: tiny` and 3e-4 with `init: random`, which start from nothing; 1e-4 with
-    `backend: simplet5`."""
+    """Peak of the schedule. `auto`: 6.25e-5 for causal models, 2e-4 with `lora`, and 3e-4 for
+    seq2seq models; 1e-3 with `init: tiny` and 3e-4 with `init: random`, which start from nothing;
+    1e-4 with `backend: simplet5`."""
     warmup_steps: NotNegativeFloat | Literal["auto"] = "auto"
     """Optimizer steps of linear warm-up before the linear decay; below 1: a share of all steps.
     `auto`: 0.1; none with `backend: simplet5`."""
@@ -739,9 +767,16 @@ def _keys_beside(path: yaml_source.Path, top: type[Section]) -> list[str]:
             section = ModelConfig
             continue
         field = section.model_fields.get(str(part))
-        default = field.default if field else None
-        section = type(default) if isinstance(default, BaseModel) else section
+        section = (section_of(field.annotation) if field else None) or section
     return [field.alias or name for name, field in section.model_fields.items()]
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """Give the section that a field of this type holds, or may hold, or None."""
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, Section):
+            return kind
+    return None
 
 
 def _is_number(value: Any) -> bool:

@@ -60,7 +60,7 @@ def run(
         if others := folder.other_trials(specs):
             progress.line(f"not in this table, but kept in {folder.path}: {', '.join(others)}")
         for spec in pending:
-            outcome = _attempt(spec, splits[spec.trial - 1], folder, progress)
+            outcome = _attempt(spec, splits[spec.trial - 1], folder, progress, manifest["data"])
             if isinstance(outcome, str):
                 failed[spec.name, spec.trial] = outcome
             else:
@@ -122,14 +122,17 @@ def _commits(
 
 
 def _attempt(
-    spec: TrialSpec, split: Split, folder: RunFolder, progress: Progress
+    spec: TrialSpec, split: Split, folder: RunFolder, progress: Progress, data: dict[str, Any]
 ) -> dict[str, Any] | str:
     """Run one trial and write its files; give its metrics, or the reason why it failed."""
+    from tgsent import memory, model_card
     from tgsent.trial import run_trial
 
     try:
         with folder.model_folder(spec) as save_to:
             result = run_trial(spec, split, progress, save_to)
+            if save_to is not None:
+                model_card.write(save_to, spec, split, result.metrics, data)
     except UnavailableError:
         raise
     except TgsentError as error:
@@ -143,6 +146,7 @@ def _attempt(
         folder.write_trial(spec, result)
         progress.line(f"{spec.title}: macro-F1 {result.metrics['macro_f1']:.4f}")
         return result.metrics
+    memory.release()  # what the failed trial's frames held, before the next one starts
     progress.line(f"{spec.title}: failed: {reason}")
     return reason
 
@@ -223,6 +227,7 @@ def make_manifest(
         ],
         "data": {
             "path": config.data.path,
+            "source": dataset.source,
             "sha256": dataset.sha256,
             "rows": dataset.rows,
             "duplicates": dataset.duplicates,

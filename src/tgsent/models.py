@@ -29,11 +29,11 @@ from transformers import (
     T5Config,
 )
 
-from tgsent import environment, hub
+from tgsent import environment, hub, memory
 from tgsent.aliases import ALIASES, alias_of
 from tgsent.config import TrainingConfig, TrialSpec
 from tgsent.errors import ConfigError, UnavailableError
-from tgsent.finetune import causal, seq2seq, simplet5
+from tgsent.finetune import causal, seq2seq, simplet5, trainable
 from tgsent.finetune.family import Family, SpecialIds
 from tgsent.prompts import PromptEncoder, parse, render_prompt, render_target
 from tgsent.records import Example
@@ -73,6 +73,10 @@ def load(spec: TrialSpec, train: Iterable[Example]) -> LoadedModel:
         tokenizer = _tokenizer(spec.model, snapshot.folder)
     _prepare_tokenizer(tokenizer, spec)
     family: Family = seq2seq if config.is_encoder_decoder else causal
+    # tgsent pads by itself; this is for those who generate with the saved tokenizer, and is saved
+    # with it only where it stands in both places
+    tokenizer.padding_side = "left" if family is causal else "right"
+    tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side
     _check_positions(config, spec)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     model: Any  # the two branches have no type in common that mypy could see
@@ -112,18 +116,22 @@ def load(spec: TrialSpec, train: Iterable[Example]) -> LoadedModel:
 def check(spec: TrialSpec) -> None:
     """Find out before anything is run whether the model fits the recipe.
 
-    Raises UnavailableError or ConfigError as `load` and `prompt_encoder` do, and where the package
-    that the recipe wants is not there or cannot train this model.
+    Raises UnavailableError or ConfigError as `load` and `prompt_encoder` do, where the package that
+    the recipe wants is not there or cannot train this model, and where the machine's memory cannot
+    hold it in training.
     """
     check_backend(spec)
     if spec.training.init == "tiny":
         _tiny_architecture(spec)
     else:
-        prompt_encoder(describe(spec, ()), spec)
+        loaded = describe(spec, ())
+        prompt_encoder(loaded, spec)
+        memory.check(loaded.model, spec)
 
 
 def check_backend(spec: TrialSpec) -> None:
     """Find out whether what is to train the model is there, and can."""
+    trainable.check(spec.training)
     if spec.training.backend != "simplet5":
         return
     if (kind := _model_type(spec.model)) != "t5":
@@ -153,7 +161,8 @@ def learning_rate(training: TrainingConfig, family: Family) -> float:
     6.25e-5 is that of Radford et al. 2018 for fine-tuning GPT; 3e-4 is within what Hugging Face's
     T5 guide gives for AdamW. Models that start from nothing need more: with 1e-3 all
     three tiny models learn (GPT-2 and T5 collapse to one answer in some runs above it); 3e-4 for
-    random weights of full size is a usual value, not a measured one.
+    random weights of full size is a usual value, not a measured one. 2e-4 is what Hu et al. 2021
+    train adapters of GPT-2 with.
     """
     if training.backend == "simplet5":
         return simplet5.LEARNING_RATE
@@ -163,7 +172,9 @@ def learning_rate(training: TrainingConfig, family: Family) -> float:
         return 1e-3
     if training.init == "random":
         return 3e-4
-    return 3e-4 if family is seq2seq else 6.25e-5
+    if family is seq2seq:
+        return 3e-4
+    return 6.25e-5 if training.lora is None else 2e-4
 
 
 def prompt_encoder(loaded: LoadedModel, spec: TrialSpec) -> PromptEncoder:
@@ -246,8 +257,24 @@ def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, spec: TrialSpec) -> N
     new = [] if tokenizer.pad_token else [PAD_TOKEN]
     tokenizer.pad_token = tokenizer.pad_token or PAD_TOKEN
     if spec.prompt.start_token:
+        _check_start_token(tokenizer, spec)
         new.append(spec.prompt.start_token)
     tokenizer.add_special_tokens({"additional_special_tokens": new}) if new else None
+
+
+def _check_start_token(tokenizer: PreTrainedTokenizerBase, spec: TrialSpec) -> None:
+    """Refuse a new token that every prompt would begin with and no training would reach.
+
+    The embeddings of a tiny model are all as random as that of a new token.
+    """
+    training = spec.training
+    frozen = "lora" if training.lora else "freeze_embeddings" if training.freeze_embeddings else ""
+    if frozen and training.init != "tiny" and spec.prompt.start_token not in tokenizer.get_vocab():
+        raise ConfigError(
+            f'prompt.start_token: "{spec.prompt.start_token}" is new to {spec.model}, and with'
+            f" training.{frozen} its embedding would stay random;\n"
+            "take a token that the model knows, or null"
+        )
 
 
 def _check_positions(config: PreTrainedConfig, spec: TrialSpec) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from tgsent import models
+from tgsent import memory, models
 from tgsent.config import RunConfig, TrialSpec
 from tgsent.data import Dataset
 from tgsent.errors import UnavailableError
@@ -29,6 +29,9 @@ class ModelPlan:
     optimizer_steps: int
     learning_rate: float
     parameters: int
+    trainable_parameters: int
+    memory_bytes: int
+    """The least that training takes: weights, gradients and optimizer state."""
     training_tokens: int
     """Tokens read and written in training, all epochs, without padding."""
     truncated: int
@@ -91,6 +94,7 @@ def plan_model(spec: TrialSpec, split: Split) -> ModelPlan:
     test_tokens = sum(map(len, test))
     answer_tokens = len(test) * max(map(len, encoder.targets.values()))
     reading, writing = matrix_parameters(loaded.model)
+    least = memory.estimate(loaded.model, spec.training)
     epochs = spec.training.epochs
     example = split.train[0]
     start = spec.prompt.start_token or loaded.tokenizer.bos_token or ""
@@ -104,6 +108,8 @@ def plan_model(spec: TrialSpec, split: Split) -> ModelPlan:
         optimizer_steps=math.ceil(len(train) / spec.training.batch_size) * epochs,
         learning_rate=models.learning_rate(spec.training, loaded.family),
         parameters=loaded.model.num_parameters(),
+        trainable_parameters=least.trainable_parameters,
+        memory_bytes=least.bytes,
         training_tokens=epochs * (prompt_tokens + target_tokens),
         truncated=truncated,
         training_flop=6.0 * epochs * (reading * prompt_tokens + writing * target_tokens),
@@ -146,12 +152,15 @@ def to_text(plan: dict[str, Any], config_yaml: str) -> str:
     for model in plan["models"]:
         lines += [
             "",
-            f"{model['model']} ({model['parameters']:,} parameters)",
+            f"{model['model']} ({model['parameters']:,} parameters,"
+            f" {model['trainable_parameters']:,} trained)",
             f"  training prompt  {model['training_prompt']!r}",
             f"  test prompt      {model['test_prompt']!r}",
             f"  per trial        {model['optimizer_steps']} optimizer steps at"
             f" {model['learning_rate']:g}, {model['training_tokens']:,} tokens,"
             f" {model['truncated']} texts cut",
+            f"  memory           at least {memory.show(model['memory_bytes'])} for weights,"
+            " gradients and optimizer state; activations come on top",
             f"  work             about {_si(model['training_flop'])}FLOP for training,"
             f" {_si(model['evaluation_flop'])}FLOP for evaluation",
         ]

@@ -79,7 +79,7 @@ class PromptEncoder:
         around = len(self.start_ids) + len(self._tail) + len(self.stop_ids)
         if self.target_counts:
             around += max(map(len, self.targets.values()))
-        self._room = self.max_tokens - around
+        self.room = self.max_tokens - around
         needed = around + len(self._encode_data(self._head)) + 1
         if needed > self.max_tokens:
             raise ConfigError(
@@ -93,8 +93,8 @@ class PromptEncoder:
         encoded = self.encode_texts([self._head + text for text in texts])
         for text, ids in zip(texts, encoded, strict=True):
             body = self._encode_data(self._head + text) if self._special_in(ids) else ids
-            self.truncated += len(body) > self._room
-            prompts.append((*self.start_ids, *body[: self._room], *self._tail, *self.stop_ids))
+            self.truncated += len(body) > self.room
+            prompts.append((*self.start_ids, *body[: self.room], *self._tail, *self.stop_ids))
         return prompts
 
     def encode_examples(self, examples: Sequence[Example]) -> list[Encoded]:

@@ -69,6 +69,7 @@ class Outcome:
     """Number of texts that were cut, training and test."""
     peak_memory_bytes: int
     parameters: int
+    trainable_parameters: int
     device: str
     precision: str
     versions: dict[str, str] = field(default_factory=dict)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import resource
 import sys
 import tempfile
@@ -14,10 +13,10 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 
-from tgsent import __version__, hub, metrics, models
+from tgsent import __version__, hub, memory, metrics, models
 from tgsent.config import TrialSpec
 from tgsent.evaluate import classify
-from tgsent.finetune import loop, simplet5
+from tgsent.finetune import loop, simplet5, trainable
 from tgsent.finetune.family import Batch, Counted
 from tgsent.models import LoadedModel
 from tgsent.records import Encoded, Outcome, Progress, Split, TrialResult
@@ -55,19 +54,24 @@ def _through_our_loop(
 
     set_seed(spec.seed)  # loading has drawn random numbers, for some models more than for others
     learning_rate = models.learning_rate(training, loaded.family)
-    trained = loop.train(
-        loaded.model,
-        examples,
-        collate,
-        training,
-        learning_rate=learning_rate,
-        seed=spec.seed,
-        accelerator=accelerator,
-        progress=progress,
-        title=spec.title,
-    )
+    with memory.explained(spec, "training"):
+        merge = trainable.prepare(loaded.model, training)
+        trainable_parameters = trainable.count(loaded.model)
+        trained = loop.train(
+            loaded.model,
+            examples,
+            collate,
+            training,
+            learning_rate=learning_rate,
+            seed=spec.seed,
+            accelerator=accelerator,
+            progress=progress,
+            title=spec.title,
+        )
+        merge()  # the model that is scored is the one that is saved
     started = time.perf_counter()
-    predictions = classify(loaded, encoder, split.test, spec, progress)
+    with memory.explained(spec, "evaluation"):
+        predictions = classify(loaded, encoder, split.test, spec, progress)
     eval_seconds = time.perf_counter() - started
     if save_to is not None:
         accelerator.unwrap_model(loaded.model, keep_fp32_wrapper=False).save_pretrained(save_to)
@@ -83,13 +87,12 @@ def _through_our_loop(
         truncated=encoder.truncated,
         peak_memory_bytes=torch.cuda.max_memory_allocated() if on_cuda else _peak_memory(),
         parameters=loaded.model.num_parameters(),
+        trainable_parameters=trainable_parameters,
         device=accelerator.device.type,
         precision=loop.resolve_precision(training.precision, accelerator.device.type),
     )
     accelerator.free_memory()
-    gc.collect()
-    if on_cuda:
-        torch.cuda.empty_cache()
+    memory.release()
     return outcome
 
 
@@ -111,7 +114,7 @@ def _through_simplet5(
 
 def _load(spec: TrialSpec, split: Split, progress: Progress) -> LoadedModel:
     set_seed(spec.seed)
-    with progress.task(f"{spec.title}, loading", 1) as task:
+    with progress.task(f"{spec.title}, loading", 1) as task, memory.explained(spec, "loading"):
         loaded = models.load(spec, split.train)
         task.advance(1)
     return loaded
@@ -138,6 +141,7 @@ def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> dict[str, Any]:
         "eval_examples_per_second": n_test / outcome.eval_seconds,
         "peak_memory_bytes": outcome.peak_memory_bytes,
         "parameters": outcome.parameters,
+        "trainable_parameters": outcome.trainable_parameters,
         "device": outcome.device,
         "precision": outcome.precision,
         "backend": spec.training.backend,

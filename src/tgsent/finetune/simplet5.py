@@ -77,6 +77,7 @@ def train_and_answer(
         truncated=results["truncated"],
         peak_memory_bytes=results["peak_memory_bytes"],
         parameters=results["parameters"],
+        trainable_parameters=results["parameters"],
         device=results["device"],
         precision="fp32",
         versions=versions,

@@ -1,0 +1,76 @@
+"""What of a model is trained: all of it, all but its embeddings, or adapters beside it."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from tgsent.config import LoraConfig, TrainingConfig
+from tgsent.errors import ConfigError, UnavailableError
+
+
+def check(training: TrainingConfig) -> None:
+    """Raise UnavailableError where adapters are asked for and peft is not installed."""
+    if training.lora is not None and importlib.util.find_spec("peft") is None:
+        raise UnavailableError(
+            "training.lora: needs the package peft, which is not installed\n"
+            "install it with: pip install 'tgsent[lora]'"
+        )
+
+
+def prepare(model: PreTrainedModel, training: TrainingConfig) -> Callable[[], object]:
+    """Set up `model` in place for what `training` says; call the result when training is over.
+
+    That call merges the adapters into the weights, where there are any, and leaves a model of the
+    architecture that came in. Raises ConfigError where the model cannot be trained that way.
+    """
+    if training.freeze_embeddings:
+        model.get_input_embeddings().requires_grad_(False)
+    merge = _add_adapters(model, training.lora) if training.lora else lambda: None
+    if training.gradient_checkpointing:
+        _checkpoint(model)
+    return merge
+
+
+def count(model: nn.Module) -> int:
+    """Count the parameters that training changes; shared ones count once."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _add_adapters(model: PreTrainedModel, lora: LoraConfig) -> Callable[[], object]:
+    """Put adapters on the layers that peft names for this architecture, and freeze the rest."""
+    import peft  # takes seconds to import, and not everyone has it
+
+    config = peft.LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        # GPT-2's layers hold their weights the other way round
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+    )
+    try:
+        # the bare tuner, not get_peft_model: the model stays of its own class
+        adapters = peft.LoraModel(model, config, "default")
+    except ValueError as error:
+        raise ConfigError(
+            "training.lora: no adapters are known for models of the kind"
+            f' "{model.config.model_type}"; leave it out, or take another model'
+        ) from error
+    merge: Callable[[], object] = adapters.merge_and_unload
+    return merge
+
+
+def _checkpoint(model: PreTrainedModel) -> None:
+    if not model.supports_gradient_checkpointing:
+        raise ConfigError(
+            "training.gradient_checkpointing: models of the kind"
+            f' "{model.config.model_type}" do not support it'
+        )
+    # the name in older versions of transformers 5 is gradient_checkpointing_enable
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    model.disable_input_require_grads()  # the reentrant kind alone needs these gradients
