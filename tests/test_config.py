@@ -113,8 +113,11 @@ _words = st.text(alphabet="0123456789e.+-_~xnoabc:#'\"é😀", min_size=1).filte
     lambda word: word == word.strip()
 )
 
+# Hypothesis also draws strings that stand in the code, and a template has one placeholder
+_texts = st.text().filter(lambda text: "{text}" not in text and "{label}" not in text)
 
-@given(st.lists(_words, min_size=2, max_size=2, unique_by=lambda word: word[0]), st.text())
+
+@given(st.lists(_words, min_size=2, max_size=2, unique_by=lambda word: word[0]), _texts)
 def test_any_words_and_templates_round_trip(
     tmp_path_factory: pytest.TempPathFactory, words: list[str], text: str
 ) -> None:
