@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tgsent.config import (
-    NOT_T5,
     DataConfig,
     ModelConfig,
     PromptConfig,
@@ -438,12 +437,6 @@ def test_rows_through_simplet5_have_their_own_name(write: Write) -> None:
         'two models are called "t5 (simplet5)"'
         in refusal(write(both + "training: {backend: simplet5}"))[1]
     )
-
-
-def test_the_aliases_that_are_no_t5_are_known() -> None:
-    from tgsent.models import ALIASES
-
-    assert {alias for alias, entry in ALIASES.items() if entry.model_type != "t5"} == set(NOT_T5)
 
 
 # --------------------------------------------------------------------------------- command line

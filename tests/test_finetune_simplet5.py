@@ -302,14 +302,6 @@ def test_only_t5_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         models.check(spec)
 
 
-def test_the_folder_of_a_model(tmp_path: Path) -> None:
-    assert models.local_folder(str(tmp_path)) == tmp_path
-    with pytest.raises(UnavailableError, match="cannot be loaded"):
-        models.local_folder("nobody/nothing")
-    with pytest.raises(UnavailableError, match="no such folder"):
-        models.local_folder("./nowhere")
-
-
 # ------------------------------------------------------------------------------------- for real
 
 BOTH = "models=[t5, {model: t5, training: {backend: simplet5}}]"

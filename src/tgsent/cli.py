@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from tgsent.config import RunConfig
     from tgsent.data import Dataset
     from tgsent.records import Split
 
 from tgsent import __version__
-from tgsent.errors import TgsentError
+from tgsent.errors import TgsentError, UnavailableError
 
 app = typer.Typer(
     name="tgsent",
@@ -126,7 +126,12 @@ def run(
 
     errors = Console(stderr=True)
     progress = make_progress(errors, quiet=quiet)
-    dataset = load_dataset(settings.data, progress)
+    try:
+        dataset = load_dataset(settings.data, progress)
+    except UnavailableError as error:
+        for missing in _missing_models(settings):
+            _complain(missing)
+        raise error from None
     splits = make_splits(dataset, settings)
     if not quiet:
         for note in dataset.notes(splits):
@@ -173,6 +178,18 @@ def setup_simplet5(
     from tgsent.environment import set_up
 
     set_up(_complain, fresh=fresh)
+
+
+def _missing_models(settings: RunConfig) -> Iterator[str]:
+    """Say which models cannot be had either, so that all that is missing is told at once."""
+    from tgsent.hub import fetch
+
+    for spec in settings.trial_specs(()):
+        if spec.trial == 1 and spec.training.init != "tiny":
+            try:
+                fetch(spec.model, weights=False)
+            except UnavailableError as error:
+                yield str(error)
 
 
 def _print_plan(
