@@ -145,7 +145,7 @@ def test_the_traceback_is_for_those_who_ask(cli: Cli) -> None:
 
 
 def test_without_sentiment140_the_ways_out_are_named(cli: Cli) -> None:
-    done = cli("run")
+    done = cli("run", "--quiet")
     assert (done.returncode, done.stdout) == (3, "")
     for way in ("TGSENT_SENTIMENT140", "--set data.path=FILE", "-c smoke"):
         assert way in done.stderr
