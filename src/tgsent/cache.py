@@ -20,10 +20,11 @@ def cache_folder() -> Path:
 
 
 @contextlib.contextmanager
-def placing(path: Path) -> Iterator[BinaryIO]:
+def placing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """Lend a file to write; it takes its place at `path` when all went well, else it is gone.
 
-    Several processes may place the same file at once: each has its own until then.
+    Several processes may place the same file at once: each has its own until then. Only a durable
+    one is sure to be whole after a loss of power.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -32,7 +33,8 @@ def placing(path: Path) -> Iterator[BinaryIO]:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

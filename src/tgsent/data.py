@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import gc
 import hashlib
 import io
 import json
@@ -21,6 +22,10 @@ from tgsent.errors import DataError
 from tgsent.records import Example, Progress, Split
 from tgsent.sentiment140 import find_sentiment140
 from tgsent.streaming import draw, has_sentiment140_layout
+
+# What the imports have made stays for good. Else the garbage collection that 10,000 new texts set
+# off looks through all of it, which takes as long as a fifth of the reading.
+gc.freeze()
 
 _SENTIMENT140_COLUMNS = ("0", "5")
 _SENTIMENT140_LABELS = {"0": "negative", "4": "positive"}
@@ -134,7 +139,7 @@ def make_splits(dataset: Dataset, config: RunConfig) -> tuple[Split, ...]:
 
 
 def _split(dataset: Dataset, test_fraction: float, trial: int, seed: int) -> Split:
-    counts = Counter(dataset.frame["label"])
+    counts = Counter(dataset.frame["label"].tolist())
     advice = "add texts of it, drop it, or raise data.sample_size or data.test_fraction"
     for label in dataset.labels:
         if counts[label] < 2:
@@ -178,7 +183,8 @@ def _texts(dataset: Dataset, label: str) -> str:
 
 
 def _examples(frame: pd.DataFrame) -> tuple[Example, ...]:
-    return tuple(map(Example, frame["text"], frame["label"]))
+    # lists, as going through pandas' strings one by one takes several times as long
+    return tuple(map(Example, frame["text"].tolist(), frame["label"].tolist()))
 
 
 def _hash(*parts: Sequence[Example]) -> str:

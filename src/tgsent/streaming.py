@@ -30,7 +30,7 @@ from tgsent.config import DataConfig
 
 _Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
-_BLOCK = 1 << 19  # stays in the processor's cache
+_BLOCK = 1 << 20  # large enough that little time is lost between two blocks
 _WINDOW = 1 << 10  # texts that are wanted lie far apart
 _BUFFERS = 4
 _LONGEST_ROW = 1 << 20
@@ -96,12 +96,15 @@ def draw(file: Path, config: DataConfig, words: dict[str, str]) -> Drawn | None:
 def _draw(raw: FileIO, config: DataConfig, words: dict[str, str]) -> Drawn:
     table = _scan(raw)
     values = {value: words.get(chr(value)) for value in np.flatnonzero(np.bincount(table.labels))}
-    repeated = _repeated(raw, table)
-    chosen = pd.Series(np.flatnonzero(~repeated) if config.deduplicate else np.arange(len(table)))
-    if None in values.values() or len(chosen) < (config.sample_size or 1):
-        raise _IrregularError
-    if config.sample_size is not None:
-        chosen = chosen.sample(config.sample_size, random_state=config.sample_seed)
+    with ThreadPoolExecutor(1) as worker:  # drawing need not wait for what is only counted
+        marking = worker.submit(_repeated, raw, table)
+        kept = np.flatnonzero(~marking.result()) if config.deduplicate else np.arange(len(table))
+        if None in values.values() or len(kept) < (config.sample_size or 1):
+            raise _IrregularError
+        chosen = pd.Series(kept)
+        if config.sample_size is not None:
+            chosen = chosen.sample(config.sample_size, random_state=config.sample_seed)
+        repeated = marking.result()
     rows = chosen.to_numpy()
     frame = pd.DataFrame(
         {
@@ -269,8 +272,9 @@ def _repeated(raw: FileIO, table: _Table) -> _Array:
     """Mark the rows whose text stands in an earlier row: equal signatures, then equal bytes."""
     ordered = np.sort(table.signatures)
     marks = np.zeros(1 << 22, bool)  # by the last bits, as looking up whole numbers is slow
-    marks[ordered[1:][ordered[1:] == ordered[:-1]] % len(marks)] = True
-    suspects = np.flatnonzero(marks[table.signatures % len(marks)])
+    last_bits = np.uint64(len(marks) - 1)
+    marks[ordered[1:][ordered[1:] == ordered[:-1]] & last_bits] = True
+    suspects = np.flatnonzero(marks[table.signatures & last_bits])
     repeated = np.zeros(len(table), bool)
     seen: set[bytes] = set()
     for row, text in zip(suspects.tolist(), _texts(raw, table, suspects), strict=True):
@@ -329,7 +333,7 @@ def _keep(entry: Path, drawn: Drawn) -> None:
     content = json.dumps(values).encode()
     seal = hashlib.sha256(content).hexdigest().encode()
     # the sample is drawn: that it cannot be kept only costs the next start its time
-    with contextlib.suppress(OSError), placing(entry) as file:
+    with contextlib.suppress(OSError), placing(entry, durable=False) as file:
         file.write(seal + b"\n" + content)
 
 
