@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -16,6 +17,10 @@ from hypothesis import settings
 
 from tgsent import environment
 from tgsent.errors import UnavailableError
+
+# the tests have cache folders of their own, but share this one thing that takes minutes to make
+with contextlib.suppress(UnavailableError):
+    os.environ[environment.VARIABLE] = str(environment.find()[0])
 
 settings.register_profile("tgsent", derandomize=True, deadline=None)
 settings.load_profile("tgsent")
