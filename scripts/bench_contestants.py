@@ -181,10 +181,13 @@ class Bench:
         """Put texts together as a trial wants them."""
         return Split(trial=1, seed=1, train=tuple(train), test=tuple(test), sha256="", overlap=0)
 
-    def load(self) -> LoadedModel:
-        """Build the model with random weights, the same for all, on the CPU."""
+    def load(self, positions: int = MAX_TOKENS) -> LoadedModel:
+        """Build the model with random weights, the same for all, on the CPU.
+
+        A tiny one gets so many positions, and others must have them.
+        """
         set_seed(1)
-        loaded = models.load(self.spec(), self.all_texts)
+        loaded = models.load(self.spec(max_tokens=positions), self.all_texts)
         loaded.tokenizer.padding_side = "right"  # for training by others; tgsent pads by itself
         return loaded
 
@@ -325,7 +328,8 @@ def train_trl(bench: Bench, *, packed: bool) -> Result:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    clock, loaded = Clock(), bench.load()
+    # the trainer joins the rows of a step to one
+    clock, loaded = Clock(), bench.load(2 * MAX_TOKENS if packed else MAX_TOKENS)
     prompt = bench.spec().prompt
     rows = [
         {
