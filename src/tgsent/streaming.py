@@ -33,6 +33,7 @@ _Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 _BLOCK = 1 << 20  # large enough that little time is lost between two blocks
 _BUFFERS = 4
 _LONGEST_ROW = 1 << 20
+_SHORTEST_ROW = len('"0","","","","","x"')
 _SPARE = 8
 _QUOTE, _COMMA, _NEWLINE, _RETURN = b'",\n\r'
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
@@ -149,8 +150,10 @@ def _scan(raw: FileIO) -> _Table:
         digest.update(room[:count])
         return count
 
-    found: list[tuple[_Array, ...]] = []
-    rest, place, more = b"", 0, True
+    # rather too long than put together in the end: memory that is not written to costs nothing
+    most = os.fstat(raw.fileno()).st_size // _SHORTEST_ROW + 1
+    table = [np.empty(most, kind) for kind in (np.int64, np.int32, np.uint8, np.uint64)]
+    rest, place, total, more = b"", 0, 0, True
     raw.seek(0)
     with ThreadPoolExecutor(1) as worker:
         # what is read has room before it, for the begun row of the block before
@@ -169,13 +172,15 @@ def _scan(raw: FileIO) -> _Table:
             block = _rows_of(buffer, begin, end)
             _refuse_blank(buffer, begin, block)
             signatures = _sign(buffer, block.starts + begin, block.lengths)
-            lengths = block.lengths.astype(np.int32)
-            found.append((block.starts + place, lengths, block.labels, signatures))
+            new = (block.starts + place, block.lengths, block.labels, signatures)
+            for column, values in zip(table, new, strict=True):
+                column[total : total + len(values)] = values
             rest, place = bytes(buffer[begin + block.next_row : end]), place + block.next_row
+            total += len(signatures)
             reading.append((buffer, worker.submit(read, buffer)))
     if rest != b'"':  # the one that ended the last row
         raise _IrregularError
-    starts, lengths, labels, signatures = map(np.concatenate, zip(*found, strict=True))
+    starts, lengths, labels, signatures = (column[:total] for column in table)
     return _Table(starts, lengths, labels, signatures, digest.hexdigest())
 
 
