@@ -95,17 +95,17 @@ def draw(file: Path, config: DataConfig, words: dict[str, str]) -> Drawn | None:
 
 def _draw(raw: FileIO, config: DataConfig, words: dict[str, str]) -> Drawn:
     table = _scan(raw)
-    values = {value: words.get(chr(value)) for value in np.flatnonzero(np.bincount(table.labels))}
+    values = {value: words.get(chr(value)) for value in np.unique(table.labels)}
     with ThreadPoolExecutor(1) as worker:  # drawing need not wait for what is only counted
         marking = worker.submit(_repeated, raw, table)
-        kept = np.flatnonzero(~marking.result()) if config.deduplicate else np.arange(len(table))
-        if None in values.values() or len(kept) < (config.sample_size or 1):
+        kept = np.flatnonzero(~marking.result()) if config.deduplicate else None
+        chosen = pd.DataFrame(index=pd.RangeIndex(len(table) if kept is None else len(kept)))
+        if None in values.values() or len(chosen) < (config.sample_size or 1):
             raise _IrregularError
-        chosen = pd.Series(kept)
         if config.sample_size is not None:
             chosen = chosen.sample(config.sample_size, random_state=config.sample_seed)
         repeated = marking.result()
-    rows = chosen.to_numpy()
+    rows = chosen.index.to_numpy() if kept is None else kept[chosen.index]
     frame = pd.DataFrame(
         {
             "text": [_plain(text) for text in _texts(raw, table, rows)],
@@ -263,10 +263,11 @@ def _sign(buffer: bytearray, starts: _Array, lengths: _Array) -> _Array:
 def _repeated(raw: FileIO, table: _Table) -> _Array:
     """Mark the rows whose text stands in an earlier row: equal signatures, then equal bytes."""
     ordered = np.sort(table.signatures)
+    ordered = ordered[1:][ordered[1:] == ordered[:-1]]
     marks = np.zeros(1 << 22, bool)  # by the last bits, as looking up whole numbers is slow
-    last_bits = np.uint64(len(marks) - 1)
-    marks[ordered[1:][ordered[1:] == ordered[:-1]] & last_bits] = True
-    suspects = np.flatnonzero(marks[table.signatures & last_bits])
+    last_bits = np.uint32(len(marks) - 1)
+    marks[ordered.astype(np.uint32) & last_bits] = True
+    suspects = np.flatnonzero(marks[table.signatures.astype(np.uint32) & last_bits])
     repeated = np.zeros(len(table), bool)
     seen: set[bytes] = set()
     for row, text in zip(suspects.tolist(), _texts(raw, table, suspects), strict=True):
