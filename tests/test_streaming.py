@@ -97,7 +97,6 @@ def test_rows_across_blocks(
     block: int, deduplicate: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streaming, "_BLOCK", block)
-    monkeypatch.setattr(streaming, "_WINDOW", block)
     content = "".join(
         f'"{4 * (i % 2)}","{i}","","","","text ""{i % 17}"", \xe9\n{"x" * (i % 5)}"\r\n'
         for i in range(60)

@@ -16,7 +16,7 @@ import os
 import re
 import stat
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -31,11 +31,11 @@ from tgsent.config import DataConfig
 _Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 _BLOCK = 1 << 20  # large enough that little time is lost between two blocks
-_WINDOW = 1 << 10  # texts that are wanted lie far apart
 _BUFFERS = 4
 _LONGEST_ROW = 1 << 20
+_SHORTEST_ROW = len('"0","","","","","x"')
+_SPARE = 8
 _QUOTE, _COMMA, _NEWLINE, _RETURN = b'",\n\r'
-_ROW_ENDS = np.array([_COMMA] * 5 + [_NEWLINE], np.uint8)
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _WHITE = np.array([chr(byte).isspace() for byte in range(256)])
 
@@ -95,17 +95,17 @@ def draw(file: Path, config: DataConfig, words: dict[str, str]) -> Drawn | None:
 
 def _draw(raw: FileIO, config: DataConfig, words: dict[str, str]) -> Drawn:
     table = _scan(raw)
-    values = {value: words.get(chr(value)) for value in np.flatnonzero(np.bincount(table.labels))}
+    values = {value: words.get(chr(value)) for value in np.unique(table.labels)}
     with ThreadPoolExecutor(1) as worker:  # drawing need not wait for what is only counted
         marking = worker.submit(_repeated, raw, table)
-        kept = np.flatnonzero(~marking.result()) if config.deduplicate else np.arange(len(table))
-        if None in values.values() or len(kept) < (config.sample_size or 1):
+        kept = np.flatnonzero(~marking.result()) if config.deduplicate else None
+        chosen = pd.DataFrame(index=pd.RangeIndex(len(table) if kept is None else len(kept)))
+        if None in values.values() or len(chosen) < (config.sample_size or 1):
             raise _IrregularError
-        chosen = pd.Series(kept)
         if config.sample_size is not None:
             chosen = chosen.sample(config.sample_size, random_state=config.sample_seed)
         repeated = marking.result()
-    rows = chosen.to_numpy()
+    rows = chosen.index.to_numpy() if kept is None else kept[chosen.index]
     frame = pd.DataFrame(
         {
             "text": [_plain(text) for text in _texts(raw, table, rows)],
@@ -141,70 +141,67 @@ class _Table:
 
 
 def _scan(raw: FileIO) -> _Table:
-    """Find all texts; a second thread checks and hashes what the first has found."""
+    """Find all texts; a second thread reads ahead and hashes the file."""
     digest = hashlib.sha256()
-    found: list[tuple[_Array, ...]] = []
-    buffers = [bytearray(_BLOCK + _LONGEST_ROW + 8) for _ in range(_BUFFERS)]
-    hashing: deque[Future[_Array]] = deque()
-    signatures: list[_Array] = []
-    rest, place, more = b"", 0, True
+
+    def read(buffer: bytearray) -> int:
+        room = memoryview(buffer)[_LONGEST_ROW : _LONGEST_ROW + _BLOCK]
+        count = raw.readinto(room) or 0
+        digest.update(room[:count])
+        return count
+
+    # rather too long than put together in the end: memory that is not written to costs nothing
+    most = os.fstat(raw.fileno()).st_size // _SHORTEST_ROW + 1
+    table = [np.empty(most, kind) for kind in (np.int64, np.int32, np.uint8, np.uint64)]
+    rest, place, total, more = b"", 0, 0, True
     raw.seek(0)
     with ThreadPoolExecutor(1) as worker:
+        # what is read has room before it, for the begun row of the block before
+        buffers = [bytearray(_LONGEST_ROW + _BLOCK + _SPARE) for _ in range(_BUFFERS)]
+        reading = deque((buffer, worker.submit(read, buffer)) for buffer in buffers)
         while more:
-            if len(hashing) == _BUFFERS:  # the first of them has the buffer that comes next
-                signatures.append(hashing.popleft().result())
-            buffers.append(buffer := buffers.pop(0))
-            end, more = _fill(buffer, rest, raw)
-            block = _rows_of(buffer, end)
-            new = memoryview(buffer)[len(rest) : end if more else len(rest)]
-            hashing.append(worker.submit(_check_and_hash, digest, new, buffer, block))
-            found.append((block.starts + place, block.lengths.astype(np.int32), block.labels))
-            rest, place = bytes(buffer[block.next_row : end]), place + block.next_row
-        signatures += [future.result() for future in hashing]
+            buffer, count = reading[0][0], reading.popleft()[1].result()
+            begin, end, more = _LONGEST_ROW - len(rest), _LONGEST_ROW + count, count > 0
+            if begin < 0:
+                raise _IrregularError  # a row that is longer than the room for it
+            buffer[begin:_LONGEST_ROW] = rest
+            if not more:  # a line end and the quote of a row that does not come
+                mark = b'"' if rest.endswith(b"\n") else b'\n"'
+                buffer[end : end + len(mark)] = mark
+                end += len(mark)
+            block = _rows_of(buffer, begin, end)
+            _refuse_blank(buffer, begin, block)
+            signatures = _sign(buffer, block.starts + begin, block.lengths)
+            new = (block.starts + place, block.lengths, block.labels, signatures)
+            for column, values in zip(table, new, strict=True):
+                column[total : total + len(values)] = values
+            rest, place = bytes(buffer[begin + block.next_row : end]), place + block.next_row
+            total += len(signatures)
+            reading.append((buffer, worker.submit(read, buffer)))
     if rest != b'"':  # the one that ended the last row
         raise _IrregularError
-    starts, lengths, labels = map(np.concatenate, zip(*found, strict=True))
-    return _Table(starts, lengths, labels, np.concatenate(signatures), digest.hexdigest())
-
-
-def _fill(buffer: bytearray, rest: bytes, raw: FileIO) -> tuple[int, bool]:
-    """Put the next block behind the rest of the last one; give its end, and whether it is one.
-
-    At the end of the file, a line end and the quote of a row that does not come are put there.
-    """
-    begin = len(rest)
-    if begin > _LONGEST_ROW:
-        raise _IrregularError
-    buffer[:begin] = rest
-    if count := raw.readinto(memoryview(buffer)[begin : begin + _BLOCK]):
-        return begin + count, True
-    mark = b'"' if rest.endswith(b"\n") else b'\n"'
-    buffer[begin : begin + len(mark)] = mark
-    return begin + len(mark), False
+    starts, lengths, labels, signatures = (column[:total] for column in table)
+    return _Table(starts, lengths, labels, signatures, digest.hexdigest())
 
 
 class _Block(NamedTuple):
-    """The whole rows of a buffer."""
+    """The whole rows of a block, by their places in it."""
 
     starts: _Array
     lengths: _Array
     labels: _Array
-    closing: _Array
-    """The closing quotes of all fields."""
-    between: _Array
-    """How far from there the next opening quote is."""
     next_row: int
 
 
-def _rows_of(buffer: bytearray, end: int) -> _Block:
-    """Find the fields of all whole rows; whether they are regular is for the other thread to see.
+def _rows_of(buffer: bytearray, begin: int, end: int) -> _Block:
+    """Find the texts of all whole rows, of which one begins the block.
 
-    The buffer begins with a row. Outside of quotes there may be nothing but one comma or one line
-    end, so that quotes open and close by turns; two that touch are one within a text.
+    Outside of quotes there may be nothing but one comma or one line end, so that quotes open and
+    close by turns; two that touch are one within a text.
     """
-    view = np.frombuffer(buffer, np.uint8, end)
+    view = np.frombuffer(buffer, np.uint8)[begin:end]
     quotes = np.flatnonzero(view == _QUOTE)
-    if quotes[:1].tolist() != [0] or buffer.find(0, 0, end) >= 0:
+    if quotes[:1].tolist() != [0] or buffer.find(0, begin, end) >= 0:
         raise _IrregularError
     opening = quotes[2::2]
     closing = quotes[1::2][: len(opening)]
@@ -214,19 +211,19 @@ def _rows_of(buffer: bytearray, end: int) -> _Block:
         opening, closing, between = opening[apart], closing[apart], between[apart]
     fields = len(opening) // 6 * 6
     opening, closing, between = opening[:fields], closing[:fields], between[:fields]
+    _check_separators(view, closing, between)
     row_starts = np.concatenate((quotes[:1], opening[5::6]))
-    starts = opening[4::6] + 1
-    lengths = closing[5::6] - starts
-    labels = view[row_starts[:-1] + 1]
     if (closing[0::6] - row_starts[:-1] != 2).any():  # a label of more than one character
         raise _IrregularError
-    return _Block(starts, lengths, labels, closing, between, int(row_starts[-1]))
+    starts = opening[4::6] + 1
+    lengths = closing[5::6] - starts
+    return _Block(starts, lengths, view[row_starts[:-1] + 1], int(row_starts[-1]))
 
 
 def _check_separators(view: _Array, closing: _Array, between: _Array) -> None:
     """Raise where fields are not five times a comma apart and then a line end."""
     separators = view[closing + 1].reshape(-1, 6)
-    if (separators == _ROW_ENDS).all() and (between == 2).all():
+    if separators.tobytes() == b",,,,,\n" * len(separators) and (between == 2).all():
         return
     width = between.reshape(-1, 6)
     ends = separators[:, 5] == _NEWLINE
@@ -236,19 +233,14 @@ def _check_separators(view: _Array, closing: _Array, between: _Array) -> None:
         raise _IrregularError
 
 
-def _check_and_hash(digest: Any, new: memoryview, buffer: bytearray, block: _Block) -> _Array:
-    """Hash what is new in the buffer, refuse irregular rows and blank texts, sign the others."""
-    digest.update(new)
-    view = np.frombuffer(buffer, np.uint8)
-    starts, lengths = block.starts, block.lengths
-    _check_separators(view, block.closing, block.between)
-    if not lengths.all():
+def _refuse_blank(buffer: bytearray, begin: int, block: _Block) -> None:
+    if not block.lengths.all():
         raise _IrregularError
-    for index in np.flatnonzero(_WHITE[view[starts]]).tolist():
-        text = buffer[starts[index] : starts[index] + lengths[index]]
+    starts = block.starts + begin
+    for index in np.flatnonzero(_WHITE[np.frombuffer(buffer, np.uint8)[starts]]).tolist():
+        text = buffer[starts[index] : starts[index] + block.lengths[index]]
         if not text.decode("iso-8859-1").strip():
             raise _IrregularError
-    return _sign(buffer, starts, lengths)
 
 
 def _sign(buffer: bytearray, starts: _Array, lengths: _Array) -> _Array:
@@ -271,10 +263,11 @@ def _sign(buffer: bytearray, starts: _Array, lengths: _Array) -> _Array:
 def _repeated(raw: FileIO, table: _Table) -> _Array:
     """Mark the rows whose text stands in an earlier row: equal signatures, then equal bytes."""
     ordered = np.sort(table.signatures)
+    ordered = ordered[1:][ordered[1:] == ordered[:-1]]
     marks = np.zeros(1 << 22, bool)  # by the last bits, as looking up whole numbers is slow
-    last_bits = np.uint64(len(marks) - 1)
-    marks[ordered[1:][ordered[1:] == ordered[:-1]] & last_bits] = True
-    suspects = np.flatnonzero(marks[table.signatures & last_bits])
+    last_bits = np.uint32(len(marks) - 1)
+    marks[ordered.astype(np.uint32) & last_bits] = True
+    suspects = np.flatnonzero(marks[table.signatures.astype(np.uint32) & last_bits])
     repeated = np.zeros(len(table), bool)
     seen: set[bytes] = set()
     for row, text in zip(suspects.tolist(), _texts(raw, table, suspects), strict=True):
@@ -287,14 +280,10 @@ def _texts(raw: FileIO, table: _Table, rows: _Array) -> list[bytes]:
     """Read the texts of some rows, in the order given, as they stand between their quotes."""
     texts = [b""] * len(rows)
     order = np.argsort(rows, kind="stable")
-    starts, lengths = table.starts[rows[order]], table.lengths[rows[order]]
-    block, place = b"", 0
-    places = zip(order.tolist(), starts.tolist(), lengths.tolist(), strict=True)
-    for index, start, length in places:
-        if start + length > place + len(block):
-            raw.seek(start)
-            block, place = raw.read(max(_WINDOW, length)), start
-        texts[index] = block[start - place : start - place + length]
+    starts, lengths = table.starts[rows[order]].tolist(), table.lengths[rows[order]].tolist()
+    for index, start, length in zip(order.tolist(), starts, lengths, strict=True):
+        raw.seek(start)
+        texts[index] = raw.read(length)
     return texts
 
 
@@ -324,7 +313,7 @@ def _kept(entry: Path) -> Drawn | None:
 
 def _keep(entry: Path, drawn: Drawn) -> None:
     values = {
-        "frame": drawn.frame.to_dict("list"),
+        "frame": {name: column.tolist() for name, column in drawn.frame.items()},
         "index": drawn.frame.index.to_list(),
         "sha256": drawn.sha256,
         "rows": drawn.rows,
