@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from tgsent.config import TrialSpec
-from tgsent.finetune.family import Batch, token_losses
+from tgsent.finetune.family import Batch
 from tgsent.models import LoadedModel
 from tgsent.prompts import PromptEncoder, parse, render_target
-from tgsent.records import Encoded, Example, Prediction, Progress
+from tgsent.records import Example, Prediction, Progress
 
 Prompt = tuple[int, ...]
 
@@ -88,13 +88,10 @@ def _score(
     loaded: LoadedModel, encoder: PromptEncoder, prompts: Sequence[Prompt], spec: TrialSpec
 ) -> Iterator[tuple[str, tuple[float, ...]]]:
     """Choose the likeliest target; its likelihood is that of its tokens and the end token."""
-    columns = []
-    for label in spec.labels:
-        examples = [Encoded(prompt, encoder.targets[label]) for prompt in prompts]
-        batch = loaded.family.collate(examples, loaded.ids, "label", None)
-        columns.append(-token_losses(loaded.model, _to_device(batch, loaded)).sum(dim=1))
-    log_likelihoods = torch.stack(columns, dim=1).double()  # (B, labels)
-    for row in log_likelihoods.softmax(dim=1).tolist():
+    batch = _to_device(loaded.family.prompt_batch(prompts, loaded.ids), loaded)
+    targets = [encoder.targets[label] for label in spec.labels]
+    log_likelihoods = loaded.family.log_likelihoods(loaded.model, batch, targets, loaded.ids)
+    for row in log_likelihoods.double().softmax(dim=1).tolist():
         likeliest = spec.labels[row.index(max(row))]
         yield render_target(spec.prompt, likeliest), tuple(row)
 

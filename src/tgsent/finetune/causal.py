@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from tgsent.finetune.family import IGNORE, Batch, Counted, SpecialIds, pad
+from tgsent.finetune.family import IGNORE, Batch, Counted, SpecialIds, pad, sum_of_chosen
 from tgsent.records import Encoded
 
 
@@ -47,6 +49,31 @@ def prompt_batch(prompts: Sequence[tuple[int, ...]], ids: SpecialIds) -> Batch:
         "input_ids": pad(prompts, ids.pad, left=True),
         "attention_mask": pad([[1] * len(p) for p in prompts], 0, left=True),
     }
+
+
+def log_likelihoods(
+    model: PreTrainedModel, batch: Batch, targets: Sequence[tuple[int, ...]], ids: SpecialIds
+) -> Tensor:
+    """Read the prompts once; let each target follow them in the cache, which then forgets it."""
+    del ids
+    mask = batch["attention_mask"]
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    read = model(**batch, position_ids=positions, logits_to_keep=1, use_cache=True)
+    columns = []
+    for target in targets:
+        tokens = torch.tensor(target, device=mask.device)
+        follow = tokens[:-1].expand(len(mask), -1)
+        following = model(
+            input_ids=follow,
+            attention_mask=torch.cat([mask, torch.ones_like(follow)], dim=1),
+            position_ids=positions[:, -1:] + torch.arange(1, len(target), device=mask.device),
+            past_key_values=read.past_key_values,
+            use_cache=True,
+        )
+        read.past_key_values.crop(1 - len(target))
+        logits = torch.cat([read.logits[:, -1:], following.logits], dim=1)
+        columns.append(sum_of_chosen(logits, tokens))
+    return torch.stack(columns, dim=1)
 
 
 def new_tokens(generated: Tensor, batch: Batch) -> Tensor:

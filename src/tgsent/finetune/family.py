@@ -48,6 +48,19 @@ class Family(Protocol):
         """Make a batch to generate from."""
         ...
 
+    def log_likelihoods(
+        self,
+        model: PreTrainedModel,
+        batch: Batch,
+        targets: Sequence[tuple[int, ...]],
+        ids: SpecialIds,
+    ) -> Tensor:
+        """Give the log-likelihood of every target after every prompt of the batch: (B, targets).
+
+        The prompts are read once, however many targets there are.
+        """
+        ...
+
     def new_tokens(self, generated: Tensor, batch: Batch) -> Tensor:
         """Cut what `generate` gave (B, T) to the tokens that follow the prompt."""
         ...
@@ -76,3 +89,10 @@ def token_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
         logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none"
     )
     return losses.view_as(labels)
+
+
+def sum_of_chosen(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Add up the log-probabilities of `tokens` (T) in `logits` (B, T, vocabulary): (B)."""
+    log_probabilities = logits.float().log_softmax(dim=-1)
+    chosen = tokens.view(1, -1, 1).expand(len(logits), -1, 1)
+    return log_probabilities.gather(2, chosen).sum(dim=(1, 2))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from tgsent.finetune.family import IGNORE, Batch, Counted, SpecialIds, pad
+from tgsent.finetune.family import IGNORE, Batch, Counted, SpecialIds, pad, sum_of_chosen
 from tgsent.records import Encoded
 
 
@@ -31,6 +33,30 @@ def collate(
 def prompt_batch(prompts: Sequence[tuple[int, ...]], ids: SpecialIds) -> Batch:
     """Pad on the right: the encoder's positions are relative."""
     return _encoder_inputs(prompts, ids, None)
+
+
+def log_likelihoods(
+    model: PreTrainedModel, batch: Batch, targets: Sequence[tuple[int, ...]], ids: SpecialIds
+) -> Tensor:
+    """Encode the prompts once; what the decoder makes of them is kept from target to target."""
+    mask = batch["attention_mask"]
+    encoded = model.get_encoder()(**batch)
+    cache = None
+    columns = []
+    for target in targets:
+        tokens = torch.tensor(target, device=mask.device)
+        start = tokens.new_full((1,), ids.decoder_start)
+        read = model(
+            encoder_outputs=encoded,
+            attention_mask=mask,
+            decoder_input_ids=torch.cat([start, tokens[:-1]]).expand(len(mask), -1),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        cache = read.past_key_values
+        cache.crop(-len(target))
+        columns.append(sum_of_chosen(read.logits, tokens))
+    return torch.stack(columns, dim=1)
 
 
 def new_tokens(generated: Tensor, batch: Batch) -> Tensor:
