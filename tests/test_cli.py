@@ -375,7 +375,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
     assert (process.returncode, stdout) == (130, "")
     *progress, last = stderr.splitlines()
     assert last == (
-        "tgsent: interrupted; finished trials are kept, and the same command goes on from there"
+        "tgsent: interrupted; what was finished is kept, and the same command does the rest"
     )
     assert all(line.startswith("gpt2 trial 1: epoch ") for line in progress)
 
@@ -437,3 +437,16 @@ def test_a_terminal_gets_bars_with_speed_and_loss(tmp_path: Path) -> None:
         assert f"gpt2 trial 1, {task}" in text
     assert re.search(r"epoch 2/2 .*48/48 \d+/s loss \d\.\d{3}", text)
     assert "mean loss" not in text
+
+
+def test_a_dry_run_counts_the_padding_that_the_recipe_asks_for(cli: Cli, tmp_path: Path) -> None:
+    write_texts(tmp_path)
+    tokens = []
+    for padding in ("longest", "max_tokens"):
+        setting = f"training.padding={padding}"
+        done = cli("run", "-m", "gpt2", *ON_TEXTS, "--set", setting, "--dry-run", "--json")
+        plan = json.loads(done.stdout)
+        tokens.append(plan["models"][0]["training_tokens"])
+        training, n_train = plan["config"]["training"], sum(plan["splits"][0]["train"].values())
+    assert tokens[1] == n_train * training["epochs"] * training["max_tokens"]
+    assert tokens[0] < tokens[1]

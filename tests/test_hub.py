@@ -229,6 +229,33 @@ def test_a_repository_that_is_not_there(fetch: Fetch, hub: Hub) -> None:
     assert "hf auth login" in missing.error
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"), [("gpt-2", "did you mean gpt2?"), ("xyzzy", "there are gpt2")]
+)
+def test_a_short_name_that_is_unknown(fetch: Fetch, hub: Hub, name: str, hint: str) -> None:
+    for endpoint in (hub.endpoint, "http://127.0.0.1:9"):
+        assert f"as a short name it is unknown: {hint}" in fetch(name, endpoint).error
+
+
+def test_offline_mode_has_a_way_out_of_its_own(fetch: Fetch, hub: Hub) -> None:
+    assert "unset HF_HUB_OFFLINE" in fetch("gpt2", hub.endpoint, offline=True).error
+
+
+def test_a_folder_with_a_part_of_the_weights(fetch: Fetch, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    assert "holds no config.json" in fetch(str(folder), "http://127.0.0.1:9").error
+    (folder / "config.json").write_bytes(FILES["config.json"])
+    assert "holds no weights as safetensors" in fetch(str(folder), "http://127.0.0.1:9").error
+    shards = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    index = {"metadata": {}, "weight_map": dict(zip("ab", shards, strict=True))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / shards[0]).write_bytes(WEIGHTS)
+    assert f"{shards[1]} is missing; put it there" in fetch(str(folder), "http://127.0.0.1:9").error
+    (folder / shards[1]).write_bytes(WEIGHTS)
+    assert fetch(str(folder), "http://127.0.0.1:9").folder == folder
+
+
 @pytest.mark.parametrize("name", ["a--b", "..", "what ever"])
 def test_a_name_that_is_none(fetch: Fetch, hub: Hub, name: str) -> None:
     refused = fetch(name, hub.endpoint)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from tgsent import models
@@ -165,7 +166,7 @@ def test_a_folder_that_is_not_there(init: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("init", ["random", "tiny"])
 def test_a_folder_without_a_model(init: str, tmp_path: Path) -> None:
-    with pytest.raises(UnavailableError, match="cannot be loaded"):
+    with pytest.raises(UnavailableError, match=r"holds no config\.json"):
         models.load(tiny_spec(str(tmp_path), training={"init": init}), examples(10))
 
 
@@ -180,6 +181,38 @@ def test_a_folder_without_weights_cannot_be_pretrained(make_folder: MakeFolder) 
     spec = tiny_spec(str(make_folder("gpt2")), training={"init": "pretrained"})
     with pytest.raises(UnavailableError, match=r"holds no weights as safetensors\n"):
         models.load(spec, ())
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    loaded = models.load(tiny_spec("gpt2"), examples(20))
+    loaded.model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda w: w.pop("transformer.h.1.attn.c_attn.weight"), r"c_attn\.weight is missing"),
+        (lambda w: w.update({"transformer.ln_f.bias": torch.zeros(3)}), "ln_f.bias has another sh"),
+    ],
+)
+def test_weights_that_do_not_fit_the_configuration(
+    change: Callable[[dict[str, torch.Tensor]], None], problem: str, tmp_path: Path
+) -> None:
+    change_weights(tmp_path, change)
+    with pytest.raises(UnavailableError, match=f"do not fit its config.json: .*{problem}"):
+        models.load(tiny_spec(str(tmp_path), training={"init": "pretrained"}), ())
+
+
+def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
+    change_weights(tmp_path, lambda weights: None)
+    for file in tmp_path.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(UnavailableError, match="holds no tokenizer"):
+        models.check(tiny_spec(str(tmp_path), training={"init": "pretrained"}))
 
 
 def test_there_is_no_tiny_architecture_of_every_kind(tmp_path: Path) -> None:

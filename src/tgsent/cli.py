@@ -235,5 +235,5 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     if code == 130:  # Typer may have turned Ctrl-C into this code already
-        _complain("interrupted; finished trials are kept, and the same command goes on from there")
+        _complain("interrupted; what was finished is kept, and the same command does the rest")
     sys.exit(code)

@@ -220,7 +220,8 @@ class TrainingConfig(Section):
     """What trains and answers: `native`: tgsent's own loop; `simplet5`: for T5, the package
     SimpleT5 in an environment of its own, which `tgsent setup-simplet5` makes. The package always
     takes a constant learning rate of 1e-4 without warm-up or clipping, pads every text to
-    `max_tokens`, cuts a long prompt at its end, and answers one text at a time."""
+    `max_tokens`, cuts a long prompt at its end, and answers one text at a time, whatever
+    `evaluation.batch_size` says."""
     init: Literal["pretrained", "random", "tiny"] = "pretrained"
     """`pretrained`; `random`: architecture and tokenizer of the model, fresh weights; `tiny`: a
     small built-in architecture of the same family, its tokenizer trained on the training split."""
@@ -229,14 +230,16 @@ class TrainingConfig(Section):
     batch_size: PositiveInt = 32
     """Texts per optimizer step."""
     gradient_accumulation: PositiveInt = 1
-    """Parts in which a batch is computed, to save memory; the gradient stays that of the batch."""
+    """Parts in which a batch is computed, to save memory; the gradient stays that of the batch, but
+    for dropout, which is drawn anew for each part."""
     gradient_checkpointing: bool = False
     """Keep only what goes into each layer for the backward pass and compute the rest again: the
     same gradients in less memory and more time."""
     lora: LoraConfig | None = None
     """`{r: 4, alpha: 32, dropout: 0.1}`, or some of these: train LoRA adapters on the attention
     layers alone, with everything else as it is, embeddings included, and merge them into the
-    weights after training. Needs `pip install 'tgsent[lora]'`. `null`: train the model itself."""
+    weights after training. Needs `pip install 'tgsent[lora]'`. For pretrained weights: beside
+    random ones adapters learn next to nothing. `null`: train the model itself."""
     freeze_embeddings: bool = False
     """Leave the token embeddings as they are, and with them an output head that is tied to them
     (GPT-2, GPT-Neo, T5). A `prompt.start_token` that the tokenizer lacks would stay untrained, so

@@ -199,7 +199,7 @@ def _file(path: str, progress: Progress | None) -> Path | None:
     """Name the file with the texts, fetched where need be; None for the shipped sample."""
     if path == "sample":
         return None
-    return find_sentiment140(progress) if path == "sentiment140" else Path(path)
+    return find_sentiment140(progress) if path == "sentiment140" else Path(path).expanduser()
 
 
 def _content(file: Path | None) -> tuple[bytes, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import json
 import queue
@@ -63,8 +64,7 @@ def fetch(model: str, *, weights: bool, progress: Progress | None = None) -> Sna
     UnavailableError with the ways out where the files cannot be had or may not be loaded.
     """
     if (folder := _named_folder(model)) is not None:
-        if weights:
-            _check_folder(model, folder)
+        _check_folder(model, folder, weights)
         return Snapshot(folder, None)
     if (model, True) in _fetched:  # has all that is wanted without weights, too
         return _fetched[model, True]
@@ -93,12 +93,19 @@ def _named_folder(model: str) -> Path | None:
     return None
 
 
-def _check_folder(model: str, folder: Path) -> None:
+def _check_folder(model: str, folder: Path, weights: bool) -> None:
     names = [path.name for path in folder.iterdir()]
-    weights = weight_files(names)
+    if "config.json" not in names:
+        raise UnavailableError(f"{model}: this folder holds no config.json, so it is no model's")
     if not weights:
+        return
+    if not weight_files(names):
         raise UnavailableError(_no_weights(model, names, "this folder"))
-    for name in weights:
+    if lacking := _missing_weights(folder, names):
+        raise UnavailableError(
+            f"{model}: the weights are in several files, and {lacking[0]} is missing; put it there"
+        )
+    for name in weight_files(names):
         _check_safetensors(model, folder / name, "put a good copy of it there")
 
 
@@ -132,7 +139,14 @@ class _Repository:
 
     def unavailable(self, reason: str, way_out: str = "") -> UnavailableError:
         """Word an error: the model, the reason, the ways out."""
-        way_out = way_out or "set HF_ENDPOINT to a hub that can be reached"
+        if not way_out:
+            way_out = "set HF_ENDPOINT to a hub that can be reached"
+            if constants.is_offline_mode():
+                way_out = "unset HF_HUB_OFFLINE"
+        if "/" not in self.repo_id:
+            near = difflib.get_close_matches(self.repo_id.lower(), ALIASES, n=1, cutoff=0.5)
+            guess = f"did you mean {near[0]}?" if near else f"there are {', '.join(ALIASES)}"
+            reason += f"; as a short name it is unknown: {guess}"
         named = "" if self.repo_id == self.model else f" ({self.repo_id})"
         return UnavailableError(
             f"the model {self.model}{named} cannot be had: {reason}\n"
@@ -148,7 +162,7 @@ class _Repository:
             return None
         folder = Path(config).parent
         names = [path.name for path in folder.iterdir()]
-        if weights and not _all_weights(folder, names):
+        if weights and (not weight_files(names) or _missing_weights(folder, names)):
             return None
         return Snapshot(folder, folder.name) if len(names) > 1 else None
 
@@ -263,12 +277,12 @@ def weight_files(names: Collection[str]) -> list[str]:
     return [_INDEX, *shards] if _INDEX in names and shards else []
 
 
-def _all_weights(folder: Path, names: Collection[str]) -> bool:
-    weights = weight_files(names)
-    if weights[:1] != [_INDEX]:
-        return bool(weights)
+def _missing_weights(folder: Path, names: Collection[str]) -> list[str]:
+    """Name the files that the index speaks of and the folder lacks."""
+    if weight_files(names)[:1] != [_INDEX]:
+        return []
     index = json.loads((folder / _INDEX).read_bytes())
-    return set(index["weight_map"].values()) <= set(names)
+    return sorted(set(index["weight_map"].values()) - set(names))
 
 
 def _small_files(names: Collection[str]) -> list[str]:

@@ -130,11 +130,20 @@ def _snippet(loaded: LoadedModel, spec: TrialSpec, encoder: PromptEncoder) -> li
         f"prompt = torch.tensor([{' + '.join(parts)}])",
         "mask = torch.ones_like(prompt)",
         "output = model.generate(",
-        f"    prompt, attention_mask=mask, do_sample=False, max_new_tokens={longest}",
+        "    prompt, attention_mask=mask, do_sample=False,",
+        f"    max_new_tokens={longest}{_search(spec)}",
         ")",
         f"answer = output[0, {'1' if is_seq2seq else 'prompt.shape[1]'}:]",
         "print(tokenizer.decode(answer, skip_special_tokens=True).strip())",
     ]
+
+
+def _search(spec: TrialSpec) -> str:
+    """Write how the answers were searched for, where it was not greedily."""
+    package = spec.training.simplet5
+    if spec.training.backend == "native":
+        return ""
+    return f", num_beams={package.num_beams}, repetition_penalty={package.repetition_penalty}"
 
 
 def _caveats(spec: TrialSpec) -> list[str]:

@@ -41,6 +41,10 @@ from tgsent.records import Example
 PAD_TOKEN = "<|pad|>"
 _TINY_VOCABULARY = 8_000
 _LONGEST_PIECE = 16
+_VOCABULARIES = (
+    "tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model",
+    "sentencepiece.bpe.model", "tokenizer_config.json",
+)  # fmt: skip
 
 _T = TypeVar("_T")
 
@@ -84,9 +88,7 @@ def load(spec: TrialSpec, train: Iterable[Example]) -> LoadedModel:
         model = _from_folder(
             spec.model,
             snapshot.folder,
-            lambda source: auto.from_pretrained(
-                source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-            ),
+            lambda source: _all_of_the_weights(spec.model, auto, source),
         )
     else:
         model = auto.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
@@ -245,9 +247,36 @@ def _config(name: str, folder: Path) -> PreTrainedConfig:
 
 
 def _tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
+    if not any((folder / file).is_file() for file in _VOCABULARIES):
+        raise UnavailableError(f"{name}: {folder} holds no tokenizer; put the model's files there")
     return _from_folder(
         name, folder, lambda source: AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     )
+
+
+def _all_of_the_weights(name: str, auto: Any, folder: Path) -> PreTrainedModel:
+    """Load weights; raise UnavailableError where some are missing or of another shape.
+
+    The library would only warn, and train on with random ones in their place.
+    """
+    model: PreTrainedModel
+    model, found = auto.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        use_safetensors=True,
+        trust_remote_code=False,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    wrong = [f"{key} is missing" for key in sorted(found["missing_keys"])]
+    wrong += [f"{key[0]} has another shape" for key in sorted(found["mismatched_keys"])]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise UnavailableError(
+            f"{name}: the weights in {folder} do not fit its config.json: {wrong[0]}{more};"
+            " put the files that belong together there, or name another model"
+        )
+    return model
 
 
 def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, spec: TrialSpec) -> None:

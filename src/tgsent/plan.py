@@ -15,6 +15,7 @@ from tgsent import memory, models
 from tgsent.config import RunConfig, TrialSpec
 from tgsent.data import Dataset
 from tgsent.errors import UnavailableError
+from tgsent.finetune import loop
 from tgsent.prompts import render_prompt, render_target
 from tgsent.records import Split
 
@@ -33,7 +34,8 @@ class ModelPlan:
     memory_bytes: int
     """The least that training takes: weights, gradients and optimizer state."""
     training_tokens: int
-    """Tokens read and written in training, all epochs, without padding."""
+    """Tokens read and written in training, all epochs; with the padding where all texts are padded
+    to one length."""
     truncated: int
     """Training texts longer than `max_tokens`."""
     training_flop: float
@@ -91,6 +93,12 @@ def plan_model(spec: TrialSpec, split: Split) -> ModelPlan:
     test = encoder.encode_prompts([example.text for example in split.test])
     prompt_tokens = sum(len(e.prompt) for e in train)
     target_tokens = sum(len(e.target) for e in train)
+    if loop.padding(spec.training) == "max_tokens":
+        prompt_tokens = len(train) * spec.training.max_tokens
+        if spec.training.backend == "simplet5":
+            target_tokens = len(train) * spec.training.simplet5.target_max_tokens
+        elif not loaded.model.config.is_encoder_decoder:
+            prompt_tokens -= target_tokens
     test_tokens = sum(map(len, test))
     answer_tokens = len(test) * max(map(len, encoder.targets.values()))
     reading, writing = matrix_parameters(loaded.model)

@@ -224,7 +224,9 @@ def max_grad_norm(training: TrainingConfig) -> float | None:
 
 def padding(training: TrainingConfig) -> Literal["longest", "max_tokens"]:
     """Resolve `padding: auto`."""
-    return "longest" if training.padding == "auto" else training.padding
+    if training.padding != "auto":
+        return training.padding
+    return "longest" if training.backend == "native" else "max_tokens"
 
 
 def linear_schedule(warmup: int, total: int) -> Callable[[int], float]:
