@@ -379,6 +379,8 @@ def test_the_answers_are_those_of_the_kept_model(both_ways: RealRun) -> None:
                 inputs, num_beams=2, max_length=200, repetition_penalty=2.5, early_stopping=True
             )
         assert tokenizer.decode(generated[0], skip_special_tokens=True) == row["generated"]
+    card = (folder / "model/README.md").read_text("utf-8")
+    assert "num_beams=2, early_stopping=True, repetition_penalty=2.5" in card
 
 
 def test_the_same_command_gives_the_same_predictions(both_ways: RealRun, tmp_path: Path) -> None:

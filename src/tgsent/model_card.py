@@ -143,7 +143,10 @@ def _search(spec: TrialSpec) -> str:
     package = spec.training.simplet5
     if spec.training.backend == "native":
         return ""
-    return f", num_beams={package.num_beams}, repetition_penalty={package.repetition_penalty}"
+    return (
+        f", num_beams={package.num_beams}, early_stopping=True,"
+        f" repetition_penalty={package.repetition_penalty}"
+    )
 
 
 def _caveats(spec: TrialSpec) -> list[str]:

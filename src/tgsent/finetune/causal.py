@@ -6,9 +6,17 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
-from tgsent.finetune.family import IGNORE, Batch, Counted, SpecialIds, pad, sum_of_chosen
+from tgsent.finetune.family import (
+    IGNORE,
+    Batch,
+    Counted,
+    SpecialIds,
+    cache_argument,
+    pad,
+    sum_of_chosen,
+)
 from tgsent.records import Encoded
 
 
@@ -58,7 +66,9 @@ def log_likelihoods(
     del ids
     mask = batch["attention_mask"]
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    read = model(**batch, position_ids=positions, logits_to_keep=1, use_cache=True)
+    cache = DynamicCache(config=model.config)
+    with_cache = {cache_argument(model): cache, "use_cache": True}
+    read = model(**batch, position_ids=positions, logits_to_keep=1, **with_cache)
     columns = []
     for target in targets:
         tokens = torch.tensor(target, device=mask.device)
@@ -67,10 +77,9 @@ def log_likelihoods(
             input_ids=follow,
             attention_mask=torch.cat([mask, torch.ones_like(follow)], dim=1),
             position_ids=positions[:, -1:] + torch.arange(1, len(target), device=mask.device),
-            past_key_values=read.past_key_values,
-            use_cache=True,
+            **with_cache,
         )
-        read.past_key_values.crop(1 - len(target))
+        cache.crop(1 - len(target))
         logits = torch.cat([read.logits[:, -1:], following.logits], dim=1)
         columns.append(sum_of_chosen(logits, tokens))
     return torch.stack(columns, dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -89,6 +90,11 @@ def token_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
         logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none"
     )
     return losses.view_as(labels)
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """Give the name by which the model's forward takes its cache: transformers 5.24 renamed it."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def sum_of_chosen(logits: Tensor, tokens: Tensor) -> Tensor:

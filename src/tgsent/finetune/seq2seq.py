@@ -6,9 +6,17 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
-from tgsent.finetune.family import IGNORE, Batch, Counted, SpecialIds, pad, sum_of_chosen
+from tgsent.finetune.family import (
+    IGNORE,
+    Batch,
+    Counted,
+    SpecialIds,
+    cache_argument,
+    pad,
+    sum_of_chosen,
+)
 from tgsent.records import Encoded
 
 
@@ -41,7 +49,8 @@ def log_likelihoods(
     """Encode the prompts once; what the decoder makes of them is kept from target to target."""
     mask = batch["attention_mask"]
     encoded = model.get_encoder()(**batch)
-    cache = None
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    with_cache = {cache_argument(model): cache, "use_cache": True}
     columns = []
     for target in targets:
         tokens = torch.tensor(target, device=mask.device)
@@ -50,10 +59,8 @@ def log_likelihoods(
             encoder_outputs=encoded,
             attention_mask=mask,
             decoder_input_ids=torch.cat([start, tokens[:-1]]).expand(len(mask), -1),
-            past_key_values=cache,
-            use_cache=True,
+            **with_cache,
         )
-        cache = read.past_key_values
         cache.crop(-len(target))
         columns.append(sum_of_chosen(read.logits, tokens))
     return torch.stack(columns, dim=1)
