@@ -95,7 +95,7 @@ def draw(file: Path, config: DataConfig, words: dict[str, str]) -> Drawn | None:
 
 def _draw(raw: FileIO, config: DataConfig, words: dict[str, str]) -> Drawn:
     table = _scan(raw)
-    values = {value: words.get(chr(value)) for value in np.unique(table.labels)}
+    values = {value: words.get(chr(value)) for value in np.flatnonzero(np.bincount(table.labels))}
     with ThreadPoolExecutor(1) as worker:  # drawing need not wait for what is only counted
         marking = worker.submit(_repeated, raw, table)
         kept = np.flatnonzero(~marking.result()) if config.deduplicate else None
@@ -104,17 +104,17 @@ def _draw(raw: FileIO, config: DataConfig, words: dict[str, str]) -> Drawn:
             raise _IrregularError
         if config.sample_size is not None:
             chosen = chosen.sample(config.sample_size, random_state=config.sample_seed)
-        repeated = marking.result()
-    rows = chosen.index.to_numpy() if kept is None else kept[chosen.index]
-    frame = pd.DataFrame(
-        {
-            "text": [_plain(text) for text in _texts(raw, table, rows)],
-            "label": [values[value] for value in table.labels[rows]],
-            "row": rows + 1,
-        },
-        index=chosen.index,
-    )
-    return Drawn(frame, table.sha256, len(table), int(repeated.sum()))
+        rows = chosen.index.to_numpy() if kept is None else kept[chosen.index]
+        frame = pd.DataFrame(
+            {
+                "text": [_plain(text) for text in _texts(raw, table, rows)],
+                "label": [values[value] for value in table.labels[rows]],
+                "row": rows + 1,
+            },
+            index=chosen.index,
+        )
+        duplicates = int(marking.result().sum())
+    return Drawn(frame, table.sha256, len(table), duplicates)
 
 
 def _plain(text: bytes) -> str:
@@ -281,9 +281,9 @@ def _texts(raw: FileIO, table: _Table, rows: _Array) -> list[bytes]:
     texts = [b""] * len(rows)
     order = np.argsort(rows, kind="stable")
     starts, lengths = table.starts[rows[order]].tolist(), table.lengths[rows[order]].tolist()
+    file = raw.fileno()
     for index, start, length in zip(order.tolist(), starts, lengths, strict=True):
-        raw.seek(start)
-        texts[index] = raw.read(length)
+        texts[index] = os.pread(file, length, start)  # two threads may do so at once
     return texts
 
 
