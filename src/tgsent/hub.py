@@ -35,7 +35,7 @@ from tgsent.records import Progress
 _INDEX = "model.safetensors.index.json"
 _PATIENCE = {"cached": 2.5, "missing": 3.5}
 """Seconds to wait for the Hub's first answer: less where the cache can stand in for it."""
-_BUSY = 429
+_TOO_MANY_REQUESTS = 429
 
 _T = TypeVar("_T")
 
@@ -84,11 +84,8 @@ def _named_folder(model: str) -> Path | None:
         return None
     if folder.is_dir():
         return folder
-    if (
-        model.startswith((".", "/", "~"))
-        or "\\" in model
-        or name_and_revision(model)[0].count("/") > 1
-    ):
+    name, _ = name_and_revision(model)
+    if name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1:
         raise UnavailableError(f"{model}: no such folder; name a folder that holds a model")
     return None
 
@@ -180,7 +177,7 @@ class _Repository:
                 )
             except HfHubHTTPError as error:
                 status = error.response.status_code
-                if status < 500 and status != _BUSY:
+                if status < 500 and status != _TOO_MANY_REQUESTS:
                     raise
                 down = f"{constants.ENDPOINT} answers {status}"
             except OfflineModeIsEnabled:

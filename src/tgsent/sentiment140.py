@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -152,7 +153,7 @@ def _extract(archive: Path, file: Path, url: str) -> None:
             shutil.copyfileobj(packed, unpacked, 1 << 20)
     except KeyError:
         raise _unavailable(f"cannot be read: the archive from {url} has no {FILE}") from None
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError, ValueError):
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError):
         raise _unavailable(f"cannot be read: what {url} sends is no sound archive") from None
 
 
