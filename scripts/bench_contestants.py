@@ -51,9 +51,10 @@ from tgsent import models, plan, trial
 from tgsent.config import DataConfig, EvaluationConfig, PromptConfig, TrainingConfig, TrialSpec
 from tgsent.data import load_dataset
 from tgsent.evaluate import classify
-from tgsent.finetune import loop, simplet5
+from tgsent.finetune import loop, simplet5, speedups
 from tgsent.finetune._simplet5_worker import peak_memory
 from tgsent.models import LoadedModel
+from tgsent.progress import Quiet
 from tgsent.prompts import render_prompt, render_target
 from tgsent.records import Encoded, Example, Split
 
@@ -420,25 +421,13 @@ def answer_tgsent(bench: Bench, decoding: str) -> Result:
     clock, spec = Clock(), bench.spec(decoding)
     accelerator = loop.make_accelerator(spec.training)
     loaded = bench.load()
+    speedups.apply(loaded.model)
     loaded.model = accelerator.prepare(loaded.model)
     encoder = models.prompt_encoder(loaded, spec)
     for _ in range(2):
         with clock.task("pass", len(bench.chosen)):
-            classify(loaded, encoder, bench.chosen, spec, _Silent())
+            classify(loaded, encoder, bench.chosen, spec, Quiet())
     return bench.result(clock.seconds, bench.precision)
-
-
-class _Silent:
-    @contextlib.contextmanager
-    def task(self, name: str, total: int) -> Iterator[_Silent]:
-        del name, total
-        yield self
-
-    def line(self, text: str) -> None:
-        """Say nothing."""
-
-    def advance(self, examples: int, note: str = "") -> None:
-        """Say nothing."""
 
 
 def answer_article(bench: Bench) -> Result:

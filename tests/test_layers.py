@@ -21,7 +21,7 @@ LAYERS = (
     (2, ("data", "hub", "metrics", "report")),
     (3, ("finetune", "finetune.family")),
     (3, ("finetune.causal", "finetune.seq2seq", "finetune.loop", "finetune.simplet5")),
-    (3, ("finetune.trainable", "finetune._simplet5_worker")),
+    (3, ("finetune.speedups", "finetune.trainable", "finetune._simplet5_worker")),
     (3, ("memory",)),
     (3, ("models",)),
     (4, ("evaluate",)),

@@ -18,4 +18,4 @@ def test_smoke_run_learns_with_every_family_in_time(cli):
         assert [trial["trial"] for trial in model["trials"]] == [1, 2]
         assert model["macro_f1"]["mean"] >= 0.80, model["model"]
         assert [trial["unparsed"] for trial in model["trials"]] == [0, 0]
-    assert seconds < 90
+    assert seconds < 55  # 42 on two quiet cores

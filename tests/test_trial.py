@@ -15,6 +15,7 @@ from tgsent import metrics, models
 from tgsent.config import TrialSpec
 from tgsent.errors import UnavailableError
 from tgsent.evaluate import classify
+from tgsent.finetune import speedups
 from tgsent.models import LoadedModel
 from tgsent.records import Example, Split, TrialResult
 from tgsent.trial import run_trial
@@ -145,6 +146,11 @@ def test_a_saved_model_gives_the_same_answers(model: str, tmp_path: Path) -> Non
     saved = tiny_spec(str(tmp_path / "model"), training={"init": "pretrained"}, decoding="score")
     loaded = models.load(saved, ())
     encoder = models.prompt_encoder(loaded, saved)
+    again = classify(loaded, encoder, SPLIT.test, saved, Silent())
+    assert [p.predicted for p in again] == [p.predicted for p in result.predictions]
+    for one, other in zip(again, result.predictions, strict=True):  # the library's plain model here
+        assert one.probabilities == pytest.approx(other.probabilities, rel=1e-5)
+    speedups.apply(loaded.model)
     assert classify(loaded, encoder, SPLIT.test, saved, Silent()) == result.predictions
 
 

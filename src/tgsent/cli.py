@@ -22,29 +22,28 @@ from tgsent.errors import TgsentError, UnavailableError
 app = typer.Typer(
     name="tgsent",
     help="Fine-tune generative language models to classify your texts, and see how good they are.",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,  # what draws the other kind of help takes as long to import as the rest
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+# \b keeps the lines of its paragraph as they are
 _EXAMPLES = """
-[bold]Examples[/bold]
-
+\b
+Examples:
   tgsent run -c smoke
     three tiny models on made-up tweets: no download, a minute or so
-
   tgsent run --model gpt2 --trials 3
     fine-tune GPT-2 on Sentiment140, three trials
-
   tgsent run -m t5 --set data.path=reviews.csv --set data.sample_size=null
     your own texts: a CSV file with the columns text and label
-
   tgsent run -m gpt2 -m ./my-model --set training.epochs=2 --dry-run
     what would be done, and how much work it is
 
-[bold]Exit codes[/bold]  0 done; 1 a trial failed; 2 command, config or data are wrong;
-3 something needed cannot be reached; 130 interrupted (the same command resumes).
+\b
+Exit codes:
+  0 done; 1 a trial failed; 2 command, config or data are wrong;
+  3 something needed cannot be reached; 130 interrupted (the same command resumes)
 """
 
 
@@ -54,23 +53,29 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(epilog="Start with: tgsent run -c smoke")
+@app.callback(epilog="Start with: tgsent run -c smoke", invoke_without_command=True)
 def _tgsent(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
     """Fine-tune generative language models to classify your texts, and see how good they are."""
+    del version  # it has been seen to before
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
 
 
-@app.command(epilog=_EXAMPLES)
+@app.command(epilog=_EXAMPLES, short_help="Fine-tune and score models on the same splits.")
 def run(
     config: Annotated[
         str,
         typer.Option(
             "-c",
             "--config",
+            metavar="CONFIG",
             help="A YAML file, or a shipped config: smoke, default, article.",
         ),
     ] = "default",
@@ -79,11 +84,14 @@ def run(
         typer.Option(
             "-m",
             "--model",
+            metavar="MODEL",
             help="gpt2, gpt-neo, t5, a Hub id, or a folder with a model; repeat for more."
             " Replaces the config's list.",
         ),
     ] = None,
-    trials: Annotated[int | None, typer.Option("-n", "--trials", help="Number of trials.")] = None,
+    trials: Annotated[
+        int | None, typer.Option("-n", "--trials", metavar="N", help="Number of trials.")
+    ] = None,
     output: Annotated[
         str | None,
         typer.Option("-o", "--output", metavar="DIR", help="Folder of the run folders."),
@@ -164,7 +172,7 @@ def run(
         raise typer.Exit(1)
 
 
-@app.command(name="setup-simplet5")
+@app.command(name="setup-simplet5", short_help="Make the environment of the package SimpleT5.")
 def setup_simplet5(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Make it anew, even where it is there and works.")
@@ -229,8 +237,7 @@ def main() -> None:
         _complain(str(error))
         code = error.exit_code
     except typer.TyperException as error:  # of the command line itself
-        if message := error.format_message():  # empty where the help was shown instead
-            _complain(f"{message} (tgsent --help shows the way)")
+        _complain(f"{error.format_message()} (tgsent --help shows the way)")
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = 130

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.metadata
 import platform
 import subprocess
@@ -59,8 +60,13 @@ def run(
             progress.line(f"already finished: {len(finished)} of {len(specs)} trials")
         if others := folder.other_trials(specs):
             progress.line(f"not in this table, but kept in {folder.path}: {', '.join(others)}")
+        if pending:
+            from tgsent import memory
+
+            gc.freeze()  # what the imports have made stays: no collection need look through it
         for spec in pending:
             outcome = _attempt(spec, splits[spec.trial - 1], folder, progress, manifest["data"])
+            memory.release()  # what the trial's frames held, before the next one starts
             if isinstance(outcome, str):
                 failed[spec.name, spec.trial] = outcome
             else:
@@ -125,7 +131,7 @@ def _attempt(
     spec: TrialSpec, split: Split, folder: RunFolder, progress: Progress, data: dict[str, Any]
 ) -> dict[str, Any] | str:
     """Run one trial and write its files; give its metrics, or the reason why it failed."""
-    from tgsent import memory, model_card
+    from tgsent import model_card
     from tgsent.trial import run_trial
 
     try:
@@ -146,7 +152,6 @@ def _attempt(
         folder.write_trial(spec, result)
         progress.line(f"{spec.title}: macro-F1 {result.metrics['macro_f1']:.4f}")
         return result.metrics
-    memory.release()  # what the failed trial's frames held, before the next one starts
     progress.line(f"{spec.title}: failed: {reason}")
     return reason
 

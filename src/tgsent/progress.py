@@ -23,7 +23,7 @@ from tgsent.records import Progress, Task
 def make_progress(console: Console, *, quiet: bool) -> Progress:
     """Choose what suits the console."""
     if quiet:
-        return _Quiet()
+        return Quiet()
     return _Bars(console) if console.is_terminal else _Lines(console)
 
 
@@ -32,16 +32,19 @@ class _NoTask:
         """Show nothing."""
 
 
-class _Quiet:
+class Quiet:
+    """Shows nothing."""
+
     @contextlib.contextmanager
     def task(self, name: str, total: int) -> Iterator[Task]:  # noqa: ARG002  of the protocol
+        """Show nothing."""
         yield _NoTask()
 
     def line(self, text: str) -> None:
         """Show nothing."""
 
 
-class _Lines(_Quiet):
+class _Lines(Quiet):
     def __init__(self, console: Console) -> None:
         self._console = console
 
@@ -50,7 +53,7 @@ class _Lines(_Quiet):
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-class _Bars(_Quiet):
+class _Bars(Quiet):
     def __init__(self, console: Console) -> None:
         self._console = console
 

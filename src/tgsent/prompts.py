@@ -6,7 +6,7 @@ library: a tokenizer is whatever turns strings into token ids.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 
 from tgsent.config import PromptConfig
@@ -15,6 +15,8 @@ from tgsent.records import Encoded, Example
 
 EncodeTexts = Callable[[list[str]], list[list[int]]]
 """Token ids of each text, without any special tokens added around it."""
+
+_TEXTS_AT_ONCE = 10_000  # a tokenizer makes more of a text, for a while, than the ids that we keep
 
 
 def render_prompt(prompt: PromptConfig, text: str) -> str:
@@ -56,7 +58,7 @@ class PromptEncoder:
     prompt: PromptConfig
     labels: tuple[str, ...]
     encode_texts: EncodeTexts
-    special_ids: Collection[int]
+    special_ids: Set[int]
     """Ids that no text may produce."""
     end_id: int
     """Ends every target."""
@@ -68,6 +70,8 @@ class PromptEncoder:
     """Whether `max_tokens` bounds prompt and target together, or the prompt alone."""
     truncated: int = field(default=0, init=False)
     """Number of texts cut so far."""
+
+    _numbers: dict[int, int] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self._head, tail = self.prompt.input.split("{text}")
@@ -88,14 +92,19 @@ class PromptEncoder:
             )
 
     def encode_prompts(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """Encode the prompt of each text."""
-        prompts = []
-        encoded = self.encode_texts([self._head + text for text in texts])
-        for text, ids in zip(texts, encoded, strict=True):
-            body = self._encode_data(self._head + text) if self._special_in(ids) else ids
-            self.truncated += len(body) > self.room
-            prompts.append((*self.start_ids, *body[: self.room], *self._tail, *self.stop_ids))
+        """Encode the prompt of each text; memory grows with the result alone."""
+        prompts: list[tuple[int, ...]] = []
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            some = [self._head + text for text in texts[start : start + _TEXTS_AT_ONCE]]
+            prompts += map(self._prompt, some, self.encode_texts(some))
         return prompts
+
+    def _prompt(self, text: str, ids: list[int]) -> tuple[int, ...]:
+        body = self._encode_data(text) if self._special_in(ids) else ids
+        self.truncated += len(body) > self.room
+        prompt = (*self.start_ids, *body[: self.room], *self._tail, *self.stop_ids)
+        # equal numbers are one object, of 28 bytes: else they would be most of what a prompt takes
+        return tuple(map(self._numbers.setdefault, prompt, prompt))
 
     def encode_examples(self, examples: Sequence[Example]) -> list[Encoded]:
         """Encode prompt and target of each example."""
@@ -121,4 +130,4 @@ class PromptEncoder:
         return self._encode_data(text[:middle]) + self._encode_data(text[middle:])
 
     def _special_in(self, ids: Iterable[int]) -> bool:
-        return any(i in self.special_ids for i in ids)
+        return not self.special_ids.isdisjoint(ids)

@@ -16,7 +16,7 @@ from accelerate.utils import set_seed
 from tgsent import __version__, hub, memory, metrics, models
 from tgsent.config import TrialSpec
 from tgsent.evaluate import classify
-from tgsent.finetune import loop, simplet5, trainable
+from tgsent.finetune import loop, simplet5, speedups, trainable
 from tgsent.finetune.family import Batch, Counted
 from tgsent.models import LoadedModel
 from tgsent.records import Encoded, Outcome, Progress, Split, TrialResult
@@ -42,6 +42,7 @@ def _through_our_loop(
     if on_cuda:
         torch.cuda.reset_peak_memory_stats()
     loaded = _load(spec, split, progress)
+    speedups.apply(loaded.model)
     encoder = models.prompt_encoder(loaded, spec)
     examples = encoder.encode_examples(split.train)
     training = spec.training
@@ -77,7 +78,7 @@ def _through_our_loop(
         accelerator.unwrap_model(loaded.model, keep_fp32_wrapper=False).save_pretrained(save_to)
         loaded.tokenizer.save_pretrained(save_to)
 
-    outcome = Outcome(
+    return Outcome(
         predictions=predictions,
         log=trained.log,
         steps=trained.steps,
@@ -91,9 +92,6 @@ def _through_our_loop(
         device=accelerator.device.type,
         precision=loop.resolve_precision(training.precision, accelerator.device.type),
     )
-    accelerator.free_memory()
-    memory.release()
-    return outcome
 
 
 def _through_simplet5(
