@@ -82,6 +82,7 @@ def contestants() -> list[Contestant]:
         Contestant("training", "tgsent, loss: full", causal),
         Contestant("training", "HF Trainer", causal),
         Contestant("training", "HF Trainer, labels only", causal),
+        Contestant("training", "HF Trainer, labels only, memory kept", causal),
         Contestant("training", "TRL SFTTrainer", causal, trl),
         Contestant("training", "TRL SFTTrainer, packed", causal, trl),
         Contestant("training", "HF Seq2SeqTrainer", seq2seq),

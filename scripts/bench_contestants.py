@@ -275,12 +275,15 @@ def settings(bench: Bench, **more: Any) -> dict[str, Any]:
     }
 
 
-def train_hf(bench: Bench, *, labels_only: bool) -> Result:
+def train_hf(bench: Bench, *, labels_only: bool, keep_memory: bool = False) -> Result:
     """Train with `Trainer`: batches of one length, padded to their longest.
 
     The loss is over all tokens but the padding, as the stock collator for language models has it;
     with `labels_only` over the label and the end token, which the collator for given labels allows.
+    With `keep_memory` the C library keeps freed memory, as it does for tgsent.
     """
+    if keep_memory:
+        loop.keep_freed_memory()
     clock, loaded = Clock(), bench.load()
     rows = []
     for one in bench.encoded(loaded):
@@ -536,6 +539,9 @@ TRAINING: Mapping[str, Way] = {
     "article": train_article,
     "HF Trainer": functools.partial(train_hf, labels_only=False),
     "HF Trainer, labels only": functools.partial(train_hf, labels_only=True),
+    "HF Trainer, labels only, memory kept": functools.partial(
+        train_hf, labels_only=True, keep_memory=True
+    ),
     "TRL SFTTrainer": functools.partial(train_trl, packed=False),
     "TRL SFTTrainer, packed": functools.partial(train_trl, packed=True),
     "HF Seq2SeqTrainer": train_hf_seq2seq,

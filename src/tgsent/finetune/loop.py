@@ -49,7 +49,7 @@ def make_accelerator(training: TrainingConfig) -> Accelerator:
     device = resolve_device(training.device)
     precision = resolve_precision(training.precision, device)
     if device == "cpu":
-        _keep_freed_memory()
+        keep_freed_memory()
     # accelerate keeps device and precision in a singleton; models of one run may differ in both
     AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001
     return Accelerator(
@@ -57,7 +57,7 @@ def make_accelerator(training: TrainingConfig) -> Accelerator:
     )
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Have the C library keep what is freed instead of giving it back to the system.
 
     Every step allocates and frees the same large tensors, and each page that comes from the system
