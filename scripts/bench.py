@@ -5,7 +5,8 @@
 
 Every measurement is a process of its own, and the contestants take turns, so that a busy machine
 slows all of them down. All have the same architecture with random weights, the same texts and two
-epochs or passes, of which the second is timed; see `bench_contestants.py` for what each does and
+epochs or passes, of which the second is timed. The texts are whole batches of a bigger sample that
+was sorted by length, so that few of them behave like many; see `bench_contestants.py` for what each does and
 for the floating-point operations that the task needs, and `docs/benchmarks.md` for how to read the
 tables. Exits with 1 where a contestant failed.
 """
@@ -305,8 +306,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, too")
     args = parser.parse_args()
-    if args.examples < 32 or args.repeats < 1:
-        parser.error("needs at least 32 examples and 1 repeat")
+    if args.examples < 32 or args.examples % 32 or args.repeats < 1:
+        parser.error("needs a multiple of 32 examples, and at least 1 repeat")
     return args
 
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import random
 import sys
 import tempfile
 import time
@@ -58,6 +59,7 @@ from tgsent.progress import Quiet
 from tgsent.prompts import render_prompt, render_target
 from tgsent.records import Encoded, Example, Split
 
+SAMPLE = 9_500
 BATCH = 32
 ARTICLE_BATCH = 2
 SIMPLET5_BATCH = 8
@@ -138,13 +140,30 @@ class Bench:
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp()))
 
     @functools.cached_property
-    def all_texts(self) -> tuple[Example, ...]:
-        """The texts of the benchmark, in random order."""
-        data = DataConfig(path=self.data, sample_size=self.examples, test_fraction=0.5)
-        frame = load_dataset(data).frame
+    def sample(self) -> tuple[Example, ...]:
+        """As many texts as the article trains on, or all where the file has fewer."""
+        frame = load_dataset(DataConfig(path=self.data, sample_size=None)).frame
+        frame = frame.sample(min(SAMPLE, len(frame)), random_state=1)
         return tuple(
             Example(text, label) for text, label in zip(frame["text"], frame["label"], strict=True)
         )
+
+    @functools.cached_property
+    def all_texts(self) -> tuple[Example, ...]:
+        """The texts of the benchmark, in random order: some batches of the sample's.
+
+        Who sorts the whole sample by length gets batches of one length. As many as there are to be
+        are taken from there, evenly, so that who sorts these few texts gets no worse ones.
+        """
+        loaded = models.describe(self.spec(), self.sample)
+        encoded = models.prompt_encoder(loaded, self.spec()).encode_examples(self.sample)
+        by_length = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+        batches = [by_length[i : i + BATCH] for i in range(0, len(by_length), BATCH)]
+        wanted = self.examples // BATCH
+        taken = [batches[int((k + 0.5) * len(batches) / wanted)] for k in range(wanted)]
+        chosen = [i for batch in taken for i in batch]
+        random.Random(1).shuffle(chosen)
+        return tuple(self.sample[i] for i in chosen)
 
     @property
     def chosen(self) -> tuple[Example, ...]:
@@ -172,7 +191,7 @@ class Bench:
             name=self.model,
             trial=1,
             seed=1,
-            labels=tuple(sorted({example.label for example in self.all_texts})),
+            labels=tuple(sorted({example.label for example in self.sample})),
             prompt=PromptConfig(),
             training=TrainingConfig.model_validate({**recipe, **training}),
             evaluation=EvaluationConfig.model_validate({"decoding": decoding}),

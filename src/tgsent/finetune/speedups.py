@@ -19,12 +19,30 @@ _LAST_MLP = {"gpt2": "transformer.h.{}.mlp", "gpt_neo": "transformer.h.{}.mlp"}
 
 def apply(model: PreTrainedModel) -> None:
     """Change `model` in place; parameters, their names and the configuration stay as they are."""
+    fuse_gelu(model)
+    draw_less_for_dropout(model)
+    skip_unread_positions(model)
+
+
+def fuse_gelu(model: PreTrainedModel) -> None:
+    """Compute GPT's approximation of GELU in one kernel, where the library takes eight."""
     for name, module in list(model.named_modules()):
         if isinstance(module, NewGELUActivation):
-            # the same function as one kernel, where the library takes eight
             model.set_submodule(name, nn.GELU(approximate="tanh"))
-        elif isinstance(module, nn.Dropout) and 0 < module.p < 1:
+
+
+def draw_less_for_dropout(model: PreTrainedModel) -> None:
+    """Replace torch's dropout by the one below."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Dropout) and 0 < module.p < 1:
             model.set_submodule(name, Dropout(module.p))
+
+
+def skip_unread_positions(model: PreTrainedModel) -> None:
+    """Run the last block's MLP only at the positions whose logits are asked for.
+
+    No other position is read after it: the final norm and the head take each by itself.
+    """
     if place := _LAST_MLP.get(model.config.model_type):
         last = model.config.num_hidden_layers - 1
         _OnlyWhereAsked(model, model.get_submodule(place.format(last)))
@@ -63,11 +81,7 @@ class _Drop(torch.autograd.Function):
 
 
 class _OnlyWhereAsked:
-    """Runs the last block's MLP only at the positions whose logits are asked for.
-
-    No other position is read after it: the final norm and the head take each by itself. Hooks do
-    it, as a module in between would rename the weights.
-    """
+    """Hooks that cut an MLP's input to some positions; a module would rename the weights."""
 
     def __init__(self, model: PreTrainedModel, mlp: nn.Module) -> None:
         self.columns: Tensor | slice = slice(None)
