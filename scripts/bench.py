@@ -6,9 +6,9 @@
 Every measurement is a process of its own, and the contestants take turns, so that a busy machine
 slows all of them down. All have the same architecture with random weights, the same texts and two
 epochs or passes, of which the second is timed. The texts are whole batches of a bigger sample that
-was sorted by length, so that few of them behave like many; see `bench_contestants.py` for what each does and
-for the floating-point operations that the task needs, and `docs/benchmarks.md` for how to read the
-tables. Exits with 1 where a contestant failed.
+was sorted by length, so that few of them behave like many. `bench_contestants.py` says what each
+contestant does and counts the floating-point operations that the task needs, `docs/benchmarks.md`
+how to read the tables. Exits with 1 where a contestant failed.
 """
 
 from __future__ import annotations

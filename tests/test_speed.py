@@ -1,12 +1,15 @@
-"""Training stays much faster than the article's way of it: a short form of `scripts/bench.py`."""
+"""What is fast stays fast, with bounds that a busy machine meets; `scripts/bench.py` in short."""
 
+import io
 import time
 
 import torch
+from rich.console import Console
 from torch.utils.data import DataLoader
 
 from tgsent.config import TrialSpec
 from tgsent.models import LoadedModel
+from tgsent.progress import make_progress
 from tgsent.records import Encoded, Example, Split
 from tgsent.trial import run_trial
 from tiny_models import Silent, encode, examples, tiny_model, tiny_spec
@@ -56,3 +59,29 @@ def test_training_is_much_faster_than_padding_everything():
         plain.append(train_plainly(loaded, encoded[:PLAIN]))
     ratio = max(ours[1:]) / max(plain[1:])
     assert ratio > LEAST, (ratio, ours, plain)
+
+
+def test_encoding_ten_thousand_texts_takes_less_than_a_second():
+    spec = tiny_spec("gpt2")
+    loaded = tiny_model(spec, examples(2000))
+    texts = [Example(f"{e.text} {'so it goes on and on ' * 3}", e.label) for e in examples(10_000)]
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        encoded = encode(loaded, spec, texts)
+        seconds.append(time.perf_counter() - started)
+    assert sum(map(len, encoded)) / len(encoded) > 25  # a tweet has about as many tokens
+    assert min(seconds) < 1
+
+
+def test_progress_takes_less_than_a_hundredth_of_a_step():
+    """A step of the smallest models takes 15 ms or more; bars are drawn in a thread beside it."""
+    steps = 3000
+    for terminal in (True, False):
+        console = Console(file=io.StringIO(), force_terminal=terminal)
+        with make_progress(console, quiet=False).task("training", steps) as task:
+            started = time.thread_time()
+            for _ in range(steps):
+                task.advance(1, "loss 0.123")
+            seconds = time.thread_time() - started
+        assert seconds / steps < 0.01 * 0.015, terminal

@@ -1,6 +1,6 @@
 """Parts of the library's models done faster, with the same result.
 
-Each was measured with `scripts/bench.py`; the history in `docs/benchmarks.md` says what it brings.
+`scripts/bench_tries.py` measures what each brings; what was not kept is in `docs/benchmarks.md`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Dropout(nn.Dropout):
         """Drop elements of a tensor of any shape, in training only."""
         if not self.training or input.device.type != "cpu":
             return functional.dropout(input, self.p, self.training)
-        dropped: Tensor = _Drop.apply(input, round(self.p * 2**16))  # type: ignore[no-untyped-call]
+        dropped: Tensor = _Drop.apply(input, min(round(self.p * 2**16), 2**16 - 1))  # type: ignore[no-untyped-call]
         return dropped
 
 
