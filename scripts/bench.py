@@ -87,6 +87,7 @@ def contestants() -> list[Contestant]:
         Contestant("training", "TRL SFTTrainer", causal, trl),
         Contestant("training", "TRL SFTTrainer, packed", causal, trl),
         Contestant("training", "HF Seq2SeqTrainer", seq2seq),
+        Contestant("training", "HF Seq2SeqTrainer, memory kept", seq2seq),
         Contestant("training", "article", causal, slower=20, multiple=2),
         Contestant("training", "SimpleT5", seq2seq, ("simplet5",), slower=20, multiple=8),
         Contestant("evaluation", "tgsent, free"),

@@ -109,7 +109,7 @@ def draw(found: dict[str, dict[int, list[float]]], exponents: dict[str, float], 
     mpl.rcParams["svg.hashsalt"] = "growth"  # the same picture for the same numbers
     figure = Figure(figsize=(9, 4), layout="constrained")
     seconds, memory = figure.subplots(1, 2)
-    for (stage, by_size), marker in zip(found.items(), "osD^", strict=True):
+    for (stage, by_size), marker in zip(found.items(), "osD^", strict=False):
         sizes = sorted(by_size)
         for axis, column, unit in ((seconds, 0, 1), (memory, 1, 1e6)):
             values = [by_size[size][column] / unit for size in sizes]
@@ -130,6 +130,8 @@ def main() -> None:
     parser.add_argument("--trained", type=int, nargs="*", default=[1_000, 4_000, 16_000])
     parser.add_argument("--figure", type=Path, help="write it here, as SVG")
     args = parser.parse_args()
+    if len({size for size in args.sizes if size >= 10_000}) < 2:
+        parser.error("--sizes: needs two from 10,000 on, to fit an exponent to")
     with tempfile.TemporaryDirectory() as folder:
         found = measure_all(args.sizes, args.trained, Path(folder))
     found = {stage: by_size for stage, by_size in found.items() if by_size}

@@ -44,7 +44,7 @@ TRIES = (
     Try("no attention mask", KEPT, ("causal",)),
     Try("no gradient clipping", KEPT),
     Try("bf16 (autocast)", KEPT),
-    Try("torch.compile", KEPT),
+    Try("torch.compile", "freed memory kept"),
 )
 
 
@@ -144,7 +144,7 @@ def main() -> None:
                 [*command, "--one", *names], capture_output=True, text=True, check=False
             )
             if done.returncode:
-                print(f"{one.name}: {done.stderr.splitlines()[-1]}", file=sys.stderr)
+                print(f"{one.name} failed:\n{done.stderr[-2000:]}", file=sys.stderr)
                 continue
             found[one.name].append(json.loads(done.stdout))
             print(f"{number + 1}/{args.repeats} {one.name}", file=sys.stderr, flush=True)
@@ -160,7 +160,7 @@ def main() -> None:
             continue
         before = [s.name for s in ancestry(one.name, family)][:-1]
         now, first = step[one.name], statistics.median(run[0] for run in found[one.name])
-        gain = f"{step[before[-1]] / now - 1:+.1%}" if before else ""
+        gain = f"{step[before[-1]] / now - 1:+.1%}" if before and before[-1] in step else ""
         print(
             f"| {one.name} | {before[-1] if before else ''} | {now:.3f} | {TEXTS / now:.2f}"
             f" | {gain} | {first:.1f} |"

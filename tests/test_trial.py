@@ -149,7 +149,7 @@ def test_a_saved_model_gives_the_same_answers(model: str, tmp_path: Path) -> Non
     again = classify(loaded, encoder, SPLIT.test, saved, Silent())
     assert [p.predicted for p in again] == [p.predicted for p in result.predictions]
     for one, other in zip(again, result.predictions, strict=True):  # the library's plain model here
-        assert one.probabilities == pytest.approx(other.probabilities, rel=1e-5)
+        assert one.probabilities == pytest.approx(other.probabilities, rel=1e-4)
     speedups.apply(loaded.model)
     assert classify(loaded, encoder, SPLIT.test, saved, Silent()) == result.predictions
 

@@ -39,7 +39,8 @@ from tgsent.prompts import PromptEncoder, parse, render_prompt, render_target
 from tgsent.records import Example
 
 PAD_TOKEN = "<|pad|>"
-_TINY_BPE_VOCABULARY, _TINY_UNIGRAM_VOCABULARY = 8_000, 3_000
+_TINY_BPE_VOCABULARY = 8_000
+_TINY_UNIGRAM_VOCABULARY, _LEAST_PIECES = 3_000, 2_000
 _LONGEST_PIECE = 16
 _VOCABULARIES = (
     "tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model",
@@ -120,7 +121,7 @@ def check(spec: TrialSpec) -> None:
     """
     check_backend(spec)
     if spec.training.init == "tiny":
-        _tiny_architecture(spec)
+        tiny_architecture(spec)
     else:
         loaded = describe(spec, ())
         prompt_encoder(loaded, spec)
@@ -318,7 +319,7 @@ def _model_type(name: str) -> str:
     return str(_config(name, hub.fetch(name, weights=False).folder).model_type)
 
 
-def _tiny_architecture(spec: TrialSpec) -> PreTrainedConfig:
+def tiny_architecture(spec: TrialSpec) -> PreTrainedConfig:
     """Give a small architecture of the model's family.
 
     GPT-Neo and T5 do not scale their attention scores; many small heads are to keep those of an
@@ -371,7 +372,7 @@ def _tiny(
     spec: TrialSpec, train: Iterable[Example]
 ) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
     """Build a tiny architecture and train its tokenizer on the training split alone."""
-    config = _tiny_architecture(spec)
+    config = tiny_architecture(spec)
     texts = [
         render_prompt(spec.prompt, example.text) + render_target(spec.prompt, example.label)
         for example in train
@@ -435,7 +436,8 @@ def _train_unigram(texts: list[str]) -> PreTrainedTokenizerBase:
         key=lambda piece: (-counts[piece] * len(piece), piece),
     )
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    pieces = [*characters, *frequent][: _TINY_UNIGRAM_VOCABULARY - len(special)]
+    size = max(_TINY_UNIGRAM_VOCABULARY - len(special), len(characters) + _LEAST_PIECES)
+    pieces = [*characters, *frequent][:size]
     total = math.log(sum(counts[piece] for piece in pieces))
     scored = [(piece, math.log(counts[piece]) - total) for piece in pieces]
     tokenizer = Tokenizer(tokenizer_models.Unigram([*special, *scored], unk_id=2))

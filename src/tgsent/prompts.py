@@ -71,7 +71,7 @@ class PromptEncoder:
     truncated: int = field(default=0, init=False)
     """Number of texts cut so far."""
 
-    _numbers: dict[int, int] = field(default_factory=dict, init=False)
+    _numbers: dict[int, int] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._head, tail = self.prompt.input.split("{text}")
