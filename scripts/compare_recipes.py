@@ -6,9 +6,9 @@
 Both ways train the same tiny models on the same splits, seed by seed, with 30 % of the texts for
 the test, with dropout of 10 % and the big models' GELU. The plain way is the library's model as it
 is, batches in random order, every text padded to the longest of all, logits at every position, an
-optimizer that is not fused, and one text at a time when answering. The table shows the mean macro-F1
-of both and the mean paired difference with its 99 % interval (Student's t). Exits with 1 where an
-interval does not hold zero, or is wider than 10 points to a side and so shows nothing.
+optimizer that is not fused, and one text at a time when answering. The table shows the mean
+macro-F1 of both and the mean paired difference with its 99 % interval (Student's t). Exits with 1
+where an interval does not hold zero, or is wider than 10 points to a side and so shows nothing.
 """
 
 from __future__ import annotations
