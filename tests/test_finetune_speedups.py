@@ -60,7 +60,8 @@ def texts(count: int = 9) -> list[Encoded]:
     def some(length: int) -> tuple[int, ...]:
         return tuple(torch.randint(2, 97, (length,), generator=numbers).tolist())
 
-    return [Encoded(some(3 + 2 * i), (*some(1 + i % 2), IDS.end)) for i in range(count)]
+    head = some(3)  # as all prompts begin with the same words
+    return [Encoded((*head, *some(2 * i)), (*some(1 + i % 2), IDS.end)) for i in range(count)]
 
 
 def gradients(model: PreTrainedModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -88,6 +89,23 @@ def test_loss_and_every_gradient_are_the_librarys(name: str, loss: Any, attentio
     plain, fast = plain_and_fast(name, attention)
     batch = (seq2seq if name == "t5" else causal).collate(texts(), IDS, loss, None)
     assert_same(gradients(fast, batch), gradients(plain, batch))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt-neo"])
+def test_a_shared_prefix_is_read_once(name: str) -> None:
+    _, fast = plain_and_fast(name)
+    read: list[tuple[int, ...]] = []
+    fast.get_input_embeddings().register_forward_hook(
+        lambda _, args, __: read.append(args[0].shape)
+    )
+    batch = causal.collate(texts()[1:], IDS, "label", None)
+    width = batch["input_ids"].shape[1]
+    token_losses(fast, batch)
+    assert read == [(1, 3), (8, width - 3)]
+    read.clear()
+    token_losses(fast.eval(), batch)  # not in evaluation, where prompts are padded on the left
+    token_losses(fast.train(), causal.collate(texts()[1:2], IDS, "label", None))
+    assert read == [(8, width), (1, 8)]
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt-neo"])
@@ -199,7 +217,8 @@ def test_a_block_that_is_computed_again_drops_the_same() -> None:
     config = copy.deepcopy(SMALL["gpt2"])
     config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.1
     model = AutoModelForCausalLM.from_config(config).train()
-    speedups.apply(model)
+    speedups.draw_less_for_dropout(model)
+    speedups.skip_unread_positions(model)
     batch = causal.collate(texts(), IDS, "label", None)
     torch.manual_seed(2)
     once = gradients(model, batch)

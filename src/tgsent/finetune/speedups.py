@@ -10,18 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.activations import NewGELUActivation
 
+from tgsent.finetune.family import cache_argument
+
 _LAST_MLP = {"gpt2": "transformer.h.{}.mlp", "gpt_neo": "transformer.h.{}.mlp"}
-"""Where an architecture has the layers that work position by position in its last block."""
+"""Where the tested architectures have what works position by position in their last block."""
 
 
 def apply(model: PreTrainedModel) -> None:
     """Change `model` in place; parameters, their names and the configuration stay as they are."""
     fuse_gelu(model)
     draw_less_for_dropout(model)
-    skip_unread_positions(model)
+    read_prefix_once(model)
+    skip_unread_positions(model)  # after what changes the positions that are asked for
 
 
 def fuse_gelu(model: PreTrainedModel) -> None:
@@ -36,6 +39,12 @@ def draw_less_for_dropout(model: PreTrainedModel) -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Dropout) and 0 < module.p < 1:
             model.set_submodule(name, Dropout(module.p).train(module.training))
+
+
+def read_prefix_once(model: PreTrainedModel) -> None:
+    """Have GPT's kin read once, in training, what all texts of a batch begin with."""
+    if model.config.model_type in _LAST_MLP:
+        model.register_forward_pre_hook(_read_prefix_once, with_kwargs=True)
 
 
 def skip_unread_positions(model: PreTrainedModel) -> None:
@@ -78,6 +87,45 @@ class _Drop(torch.autograd.Function):
         """Let through what was kept."""
         (keep,) = ctx.saved_tensors
         return torch.mul(gradient, keep).mul_(ctx.scale), None
+
+
+def _read_prefix_once(
+    model: PreTrainedModel, args: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Read the prefix as one text, and let the rest of every text follow it in the cache.
+
+    Dropout then drops the same in all copies of the prefix. Not on other devices than a CPU, where
+    two small passes take longer than one; nor beside gradient checkpointing, which knows no cache.
+    """
+    if args or not model.training or named.get("use_cache") or _is_checkpointing(model):
+        return None
+    length = _shared_prefix(named)
+    if not length:
+        return None
+    ids = named["input_ids"]
+    cache = DynamicCache(config=model.config)
+    with_cache = {cache_argument(model): cache, "use_cache": True}
+    model(input_ids=ids[:1, :length], logits_to_keep=1, **with_cache)
+    cache.batch_repeat_interleave(len(ids))
+    rest = {"input_ids": ids[:, length:], "logits_to_keep": named["logits_to_keep"] - length}
+    return args, {**named, **rest, **with_cache}
+
+
+def _is_checkpointing(model: PreTrainedModel) -> bool:
+    """Tell whether blocks are computed again for the gradients; transformers 5.24 renamed it."""
+    new, old = "is_activation_checkpointing", "is_gradient_checkpointing"
+    return bool(getattr(model, new if hasattr(model, new) else old))
+
+
+def _shared_prefix(named: dict[str, Any]) -> int:
+    """Count the first columns that all texts (B, T) share and no logits are asked for at."""
+    ids, asked, mask = (named.get(k) for k in ("input_ids", "logits_to_keep", "attention_mask"))
+    if not isinstance(asked, Tensor) or ids is None or mask is None:
+        return 0
+    if len(ids) < 2 or ids.device.type != "cpu":
+        return 0
+    same = ((ids == ids[0]) & (mask == 1)).all(dim=0)
+    return min(int(same.long().cumprod(dim=0).sum()), int(asked.min()))
 
 
 class _OnlyWhereAsked:
