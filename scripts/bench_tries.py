@@ -4,9 +4,9 @@
     python scripts/bench_tries.py --model t5
 
 Every try is a process of its own and they take turns: 32 texts of 30 tokens, the first four the
-same in all, the label's two tokens counted, full size with random weights, on a CPU. The table shows
-the median of all steps but each process's first, and how much faster that is than the try that it
-builds on.
+same in all, the label's two tokens counted, full size with random weights, on a CPU. The table
+shows the median of all steps but each process's first, and how much faster that is than the try
+that it builds on.
 """
 
 from __future__ import annotations
