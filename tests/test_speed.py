@@ -17,7 +17,7 @@ from tiny_models import Silent, encode, examples, tiny_model, tiny_spec
 WIDTH = 128
 OURS, PLAIN = 192, 16
 LEAST = 2.8
-"""A third of the ratio on two cores: 8.5, and more where they are busy with other work."""
+"""A third of the ratio on two cores, 8.5 before the speed-ups; more where they are busy."""
 
 
 def train_ours(spec: TrialSpec, texts: list[Example]) -> float:
