@@ -43,7 +43,8 @@ Examples:
 \b
 Exit codes:
   0 done; 1 a trial failed; 2 command, config or data are wrong;
-  3 something needed cannot be reached; 130 interrupted (the same command resumes)
+  3 something needed cannot be reached;
+  130 interrupted (the same command resumes)
 """
 
 
