@@ -48,6 +48,14 @@ def contents(folder: Path, pattern: str) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob(pattern)}
 
 
+def progress_of(done: subprocess.CompletedProcess[str]) -> list[str]:
+    return [line for line in done.stderr.splitlines() if not line.startswith("tgsent: ")]
+
+
+def notes_of(done: subprocess.CompletedProcess[str]) -> list[str]:
+    return [line for line in done.stderr.splitlines() if line.startswith("tgsent: ")]
+
+
 # ------------------------------------------------------------------------ help, version, errors
 
 
@@ -278,7 +286,8 @@ def test_a_run_prints_its_table_and_tells_its_progress(
         == 4
     )
     assert len(re.findall(r"^(gpt2|t5) trial [12]: macro-F1 \d", done.stderr, re.MULTILINE)) == 4
-    assert len(done.stderr.splitlines()) == 8
+    assert len(progress_of(done)) == 8
+    assert all(re.match(r"tgsent: (warning: )?(gpt2|t5)", line) for line in notes_of(done))
     assert "\x1b" not in done.stdout + done.stderr
 
 
@@ -328,7 +337,7 @@ def test_the_same_command_again_runs_nothing_twice(finished: Path, cli: Cli) -> 
     times = {path: path.stat().st_mtime_ns for path in finished.rglob("trial-*/*")}
     done = cli(*RUN)
     assert done.returncode == 0
-    assert done.stderr == "already finished: 4 of 4 trials\n"
+    assert progress_of(done) == ["already finished: 4 of 4 trials"]
     assert "gpt2" in done.stdout
     assert contents(finished / "runs", "trial-*/*") == before
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("trial-*/*")} == times
@@ -342,7 +351,7 @@ def test_an_unfinished_trial_is_run_again_to_the_same_result(finished: Path, cli
     done = cli(*RUN)
     assert done.returncode == 0
     assert done.stderr.startswith("already finished: 3 of 4 trials\ngpt2 trial 2: epoch 1/1,")
-    assert len(done.stderr.splitlines()) == 3
+    assert len(progress_of(done)) == 3
     assert contents(finished / "runs", "predictions.csv") == before
 
 
@@ -366,9 +375,12 @@ def test_other_settings_do_not_mix_with_old_results(finished: Path, cli: Cli) ->
     assert contents(finished / "runs", "*.*") == before
 
 
-def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_goes_on_in_the_middle_of_a_trial(
+    sent: signal.Signals, cli: Cli, tmp_path: Path
+) -> None:
     write_texts(tmp_path)
-    command = ("run", "-m", "gpt2", "-n", "1", *ON_TEXTS, "--set", "training.epochs=5000")
+    command = ("run", "-m", "gpt2", "-n", "1", *ON_TEXTS, "--set", "training.epochs=400")
     with subprocess.Popen(
         [sys.executable, "-m", "tgsent", *command],
         cwd=tmp_path,
@@ -380,18 +392,88 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
     ) as process:
         assert process.stderr is not None
-        assert process.stderr.readline().startswith("gpt2 trial 1: epoch 1/5000, mean loss")
-        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline().startswith("gpt2 trial 1: epoch 1/400, mean loss")
+        process.send_signal(sent)
+        started = time.monotonic()
         try:
             stdout, stderr = process.communicate(timeout=60)
         finally:
             process.kill()
     assert (process.returncode, stdout) == (130, "")
+    assert time.monotonic() - started < 10
     *progress, last = stderr.splitlines()
-    assert last == (
-        "tgsent: interrupted; what was finished is kept, and the same command does the rest"
-    )
+    told = "tgsent: interrupted: gpt2 trial 1 after step (\\d+) of 800; the same command goes on"
+    found = re.fullmatch(f"{told} from there", last)
+    assert found, last
     assert all(line.startswith("gpt2 trial 1: epoch ") for line in progress)
+    again = cli(*command)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.splitlines()[0] == f"gpt2 trial 1: goes on after step {found[1]} of 800"
+    assert not list((tmp_path / "runs").rglob("checkpoint"))
+
+
+def test_a_second_interrupt_leaves_at_once_and_keeps_what_is_finished(
+    cli: Cli, tmp_path: Path
+) -> None:
+    write_texts(tmp_path)
+    slow = "models=[gpt2, {model: t5, training: {epochs: 400}}]"
+    command = ("run", "-n", "1", *ON_TEXTS, "--set", slow, "--set", "training.epochs=1")
+    with subprocess.Popen(
+        [sys.executable, "-m", "tgsent", *command],
+        cwd=tmp_path, env=cli_environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("t5 trial 1: epoch 1/400"):
+                break
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.001)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr.splitlines()[-1].startswith("tgsent: interrupted")
+    assert (tmp_path / "runs/default/gpt2/trial-1/metrics.json").exists()
+    again = cli(*command)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.startswith("already finished: 1 of 2 trials\n")
+
+
+def test_a_secret_is_shown_and_written_nowhere(cli: Cli, tmp_path: Path) -> None:
+    write_texts(tmp_path)
+    secret = "hf_planted0123456789"
+    models = "models=[{model: gpt2, training: {learning_rate: 1.0e+30}}, t5]"
+    keep = "output.save_model=all"
+    done = cli(
+        *("run", "-n", "1", *ON_TEXTS, "--set", models, "--set", "training.epochs=2"),
+        *("--set", keep, "--set", f"prompt.input=http://me:{secret}@hub {{text}} ="),
+        env={"HF_TOKEN": secret, "TGSENT_DEBUG": "1"},
+    )
+    assert done.returncode == 1, done.stderr
+    assert secret not in done.stdout + done.stderr
+    for path in tmp_path.rglob("*"):
+        # what the user writes into a prompt is part of the experiment
+        if path.is_file() and path.name not in {"config.yaml", "README.md"}:
+            assert secret.encode() not in path.read_bytes(), path
+    manifest = json.loads((tmp_path / "runs/default/manifest.json").read_bytes())
+    assert "prompt.input=http://***@hub {text} =" in manifest["command"]
+
+
+def test_nothing_in_the_data_is_obeyed(cli: Cli, tmp_path: Path) -> None:
+    """Not by a terminal, and not by a spreadsheet."""
+    labels = ("-a", "\x1b[31mb")
+    rows = [f'"=cmd()|\x1b]0;hacked\x07 {i}","{labels[i % 2]}"' for i in range(40)]
+    (tmp_path / "texts.csv").write_text("\n".join(["text,label", *rows]), "utf-8")
+    command = ("run", "-m", "gpt2", "-n", "1", *ON_TEXTS, "--set", "training.epochs=1")
+    for more in ((), ("--dry-run",), ("--json",)):
+        done = cli(*command, *more)
+        assert done.returncode == 0, done.stderr
+        assert "\x1b" not in done.stdout + done.stderr
+        assert "\x07" not in done.stdout + done.stderr
+    written = (tmp_path / "runs/default/gpt2/trial-1/predictions.csv").read_text("utf-8")
+    for cells in csv.reader(written.splitlines()):
+        assert not any(cell.startswith(("=", "-", "+", "@")) for cell in cells)
 
 
 def test_one_failed_trial_leaves_the_others_and_is_told(cli: Cli, tmp_path: Path) -> None:

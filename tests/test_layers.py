@@ -13,13 +13,14 @@ import tgsent
 # A module may import what stands on an earlier line. Lines of the same number are one layer of
 # the house: what order there is within a layer is an exception, and all of them are here.
 LAYERS = (
-    (0, ("tgsent", "aliases", "errors", "records")),
-    (1, ("yaml_source", "progress", "cache")),
+    (0, ("tgsent", "aliases", "errors", "records", "redaction")),
+    (0, ("terminal",)),
+    (1, ("yaml_source", "progress", "cache", "files", "interrupts")),
     (1, ("config",)),
     (1, ("prompts", "store", "environment")),
     (2, ("sentiment140", "streaming")),
     (2, ("data", "hub", "metrics", "report")),
-    (3, ("finetune", "finetune.family")),
+    (3, ("finetune", "finetune.family", "finetune.checkpoint")),
     (3, ("finetune.causal", "finetune.seq2seq", "finetune.loop", "finetune.simplet5")),
     (3, ("finetune.speedups", "finetune.trainable", "finetune._simplet5_worker")),
     (3, ("memory",)),

@@ -15,6 +15,7 @@ from conftest import cli_environment
 from tgsent import memory, models, trial
 from tgsent.config import TrainingConfig
 from tgsent.errors import ConfigError, TrialError
+from tgsent.files import show_size
 from tgsent.finetune import loop, trainable
 from tgsent.finetune.family import token_losses
 from tiny_models import FAMILIES, Silent, encode, examples, tiny_model, tiny_spec
@@ -81,7 +82,7 @@ def test_what_cannot_fit_is_refused_with_what_would_help(monkeypatch: pytest.Mon
     frozen = needed - 12 * embeddings
     assert refusal(monkeypatch, needed) == ""
     barely = refusal(monkeypatch, needed - 1)
-    assert f"take {memory.show(needed)}, and this machine has" in barely
+    assert f"take {show_size(needed)}, and this machine has" in barely
     assert "what may fit: training.freeze_embeddings: true (at least" in barely
     assert "training.lora: {} (at least" in barely
     less = refusal(monkeypatch, frozen - 1)

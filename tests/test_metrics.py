@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from tgsent.metrics import score, summarize
+from tgsent.metrics import doubts, score, summarize
 from tgsent.records import Prediction
 
 LABELS = ("negative", "positive")
@@ -98,3 +98,20 @@ def test_summarize_of_three_trials() -> None:
 )
 def test_summarize_of_few_trials(values: list[float], expected: dict[str, object]) -> None:
     assert summarize(values) == expected
+
+
+@pytest.mark.parametrize(
+    ("truth", "answers", "said"),
+    [
+        ("npnp", "nppn", []), ("npnp", "nnnn", ['answers "negative" to every text']),
+        ("npnp", "????", ["no answer is a label"]),
+        ("npnp", "n?nn", ['never answers "positive"']),
+        ("npunpu", "nnppnp", ['never answers "neutral"']),
+        ("npunpu", "nnnnnn", ['answers "negative" to every text']),
+        ("npunpu", "n?nnnn", ['never answers "neutral", "positive"']),
+        ("npunpu", "npu???", []),
+    ],
+)  # fmt: skip
+def test_doubts(truth: str, answers: str, said: list[str]) -> None:
+    labels = sorted({WORDS[letter] or "" for letter in truth})
+    assert doubts(score(predictions(truth, answers), labels)) == said

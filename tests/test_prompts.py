@@ -249,6 +249,10 @@ def test_truncated_texts_are_counted(model: tuple[str, str]) -> None:
     encoder.encode_prompts(["short", "long " * 50, "short"])
     encoder.encode_examples([Example("other " * 50, "negative")])
     assert encoder.truncated == 2
+    _, roomy = encoder_of(model, max_tokens=500)
+    whole = roomy.encode_prompts(["long " * 50, "other " * 50])
+    kept = encoder.encode_prompts(["long " * 50, "other " * 50])
+    assert encoder.truncated_tokens == 2 * sum(map(len, whole)) - 2 * sum(map(len, kept))
 
 
 def spec_with_labels(folder: Path, labels: tuple[str, ...]) -> TrialSpec:

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tgsent.report import results_csv, results_table
+from tgsent.report import notes, results_csv, results_table
 
 
 def trial(model: str, number: int, macro_f1: float, unparsed: int = 0) -> dict[str, Any]:
@@ -19,6 +19,9 @@ def trial(model: str, number: int, macro_f1: float, unparsed: int = 0) -> dict[s
         "accuracy": 0.5,
         "per_label": {"x": {"f1": 1.0}},
         "unparsed": unparsed,
+        "truncated": 2 * unparsed,
+        "truncated_tokens": 20 * unparsed,
+        "warnings": ['answers "x" to every text'] if macro_f1 < 0.75 else [],
         "n_train": 190,
         "n_test": 10,
         "train_seconds": 12.4,
@@ -87,7 +90,7 @@ def test_the_table_shows_the_hash_of_each_split() -> None:
 
 
 def test_the_csv_has_a_row_per_finished_trial() -> None:
-    text = results_csv(results())
+    text = results_csv(results(), escape_formulas=True)
     rows = list(csv.DictReader(io.StringIO(text)))
     assert [(r["model"], r["trial"], r["macro_f1"], r["signature"]) for r in rows] == [
         ("gpt2", "1", "0.8", "tgsent:0|a,b"),
@@ -99,5 +102,22 @@ def test_the_csv_has_a_row_per_finished_trial() -> None:
 
 
 def test_the_csv_of_no_results_is_a_header() -> None:
-    assert results_csv({"models": []}).startswith("model,trial,seed,macro_f1,")
-    assert results_csv({"models": []}).count("\n") == 1
+    assert results_csv({"models": []}, escape_formulas=True).startswith(
+        "model,trial,seed,macro_f1,"
+    )
+    assert results_csv({"models": []}, escape_formulas=True).count("\n") == 1
+
+
+def test_what_was_cut_and_what_is_suspect_is_told() -> None:
+    assert notes(results()) == [
+        "gpt2: 8 texts were cut to training.max_tokens (80 tokens lost);"
+        " 4 answers are no label and count as wrong",
+        'warning: t5 trial 2: answers "x" to every text',
+    ]
+
+
+def test_a_formula_as_a_models_name_is_escaped_unless_told_otherwise() -> None:
+    model = {"model": "=1+1", "trials": [trial("=1+1", 1, 0.8)]}
+    for escape, name in ((True, "'=1+1"), (False, "=1+1")):
+        text = results_csv({"models": [model]}, escape_formulas=escape)
+        assert [row["model"] for row in csv.DictReader(io.StringIO(text))] == [name]

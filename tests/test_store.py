@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,8 +20,15 @@ from hypothesis import strategies as st
 
 from tgsent.config import RunConfig, TrialSpec, load
 from tgsent.errors import RunFolderError
+from tgsent.files import write_atomic
 from tgsent.records import Prediction, TrialResult
-from tgsent.store import RunFolder, predictions_csv, to_json, write_atomic
+from tgsent.store import (
+    RunFolder,
+    escape_formula,
+    predictions_csv,
+    to_json,
+    unescape_formula,
+)
 
 
 def spec_of(*overrides: str) -> TrialSpec:
@@ -76,12 +84,13 @@ def test_the_new_content_is_on_disk_before_it_takes_the_name(
 
     monkeypatch.setattr(os, "fsync", look)
     write_atomic(path, "newer")
-    assert seen == [("old", 5)]
+    assert seen[0] == ("old", 5)
+    assert seen[1][0] == "newer", "the folder, with the new name in it"
 
 
 def test_what_a_killed_run_left_is_overwritten(tmp_path: Path) -> None:
     script = (
-        "import os, signal, sys; from pathlib import Path; from tgsent.store import write_atomic\n"
+        "import os, signal, sys; from pathlib import Path; from tgsent.files import write_atomic\n"
         "os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)\n"
         "write_atomic(Path(sys.argv[1]), 'x' * 1000)"
     )
@@ -225,7 +234,7 @@ def test_the_lock_of_another_run_is_respected_and_dies_with_it(tmp_path: Path) -
     folder = RunFolder(tmp_path / "runs/mine")
     with another_process_holds(folder.path) as process:
         with (
-            pytest.raises(RunFolderError, match="another run is writing to this folder"),
+            pytest.raises(RunFolderError, match=rf"process {process.pid} on \S+ is writing to"),
             folder.locked(),
         ):
             pass
@@ -247,7 +256,7 @@ def test_the_lock_leaves_nothing_in_the_run_folder(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(RunFolderError, match="file: is a file, not a folder"),
+        pytest.raises(RunFolderError, match="file: is a file or a broken link, not a folder"),
         RunFolder(tmp_path / "file/run").locked(),
     ):
         pass
@@ -364,7 +373,7 @@ _nasty = st.text(
 @given(st.lists(st.tuples(_nasty, st.none() | st.just("x y"), _nasty), min_size=1))
 def test_predictions_round_trip(answers: list[tuple[str, str | None, str]]) -> None:
     predictions = [Prediction(text, "x y", said, raw) for text, said, raw in answers]
-    content = predictions_csv(predictions, ("x y", "z"))
+    content = predictions_csv(predictions, ("x y", "z"), escape_formulas=False)
     expected = [[p.text, p.label, p.predicted or "", p.generated] for p in predictions]
 
     header, *by_csv = csv.reader(io.StringIO(content, newline=""))
@@ -379,7 +388,7 @@ def test_predictions_have_probabilities_where_decoding_gives_them() -> None:
         Prediction("a", "x", "x", " x", (0.75, 0.25)),
         Prediction("b", "y", "y", " y", (1 / 3, 2 / 3)),
     ]
-    assert predictions_csv(predictions, ("x", "y")) == (
+    assert predictions_csv(predictions, ("x", "y"), escape_formulas=True) == (
         "text,label,predicted,generated,p_x,p_y\n"
         "a,x,x, x,0.750000,0.250000\n"
         "b,y,y, y,0.333333,0.666667\n"
@@ -389,3 +398,51 @@ def test_predictions_have_probabilities_where_decoding_gives_them() -> None:
 def test_json_files_are_written_as_such(tmp_path: Path) -> None:
     RunFolder(tmp_path).write_json("results.json", {"a": [1]})
     assert json.loads((tmp_path / "results.json").read_text()) == {"a": [1]}
+
+
+@pytest.mark.parametrize(
+    ("cell", "written"),
+    [
+        ("=1+1", "'=1+1"), ("+1", "'+1"), ("-1", "'-1"), ("@SUM(A1)", "'@SUM(A1)"),
+        ("\t=1", "'\t=1"), ("\r=1", "'\r=1"), ("\uff1d1", "'\uff1d1"), ("'=1", "''=1"),
+        ("a=1", "a=1"), ("'tis", "'tis"), ("", ""), ("' =1", "' =1"),
+    ],
+)  # fmt: skip
+def test_formulas_are_escaped(cell: str, written: str) -> None:
+    assert escape_formula(cell) == written
+
+
+@given(st.text("'=+-@\t\r\n a"))
+def test_escaping_formulas_can_be_undone(cell: str) -> None:
+    assert unescape_formula(escape_formula(cell)) == cell
+    assert not re.match(r"[=+\-@\t\r\n]", escape_formula(cell))
+
+
+def test_formulas_in_texts_and_answers_are_escaped_unless_told_otherwise() -> None:
+    predictions = [Prediction("=cmd()", "-a", "-a", "+b")]
+    assert predictions_csv(predictions, ("-a", "c"), escape_formulas=True).splitlines()[1] == (
+        "'=cmd(),'-a,'-a,'+b"
+    )
+    assert predictions_csv(predictions, ("-a", "c"), escape_formulas=False).splitlines()[1] == (
+        "=cmd(),-a,-a,+b"
+    )
+
+
+def test_json_holds_nothing_that_a_terminal_obeys() -> None:
+    text = to_json({"text": "\x1b[2J\x9b31m\x7f"})
+    assert text.isprintable() or not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f]", text)
+    assert json.loads(text) == {"text": "\x1b[2J\x9b31m\x7f"}
+
+
+def test_what_a_killed_run_left_is_tidied(tmp_path: Path) -> None:
+    folder, spec = RunFolder(tmp_path), spec_of()
+    trial = folder.trial_folder(spec)
+    for name in (".error.txt.tmp", ".model.tmp/model.safetensors", "checkpoint/step-1.safetensors"):
+        (trial / name).parent.mkdir(parents=True, exist_ok=True)
+        (trial / name).write_text("")
+    folder.tidy([spec], finished=())
+    assert files(tmp_path) == [
+        "default/trial-1/checkpoint/step-1.safetensors".replace("default", spec.name)
+    ]
+    folder.tidy([spec], finished={(spec.name, spec.trial)})
+    assert files(tmp_path) == []

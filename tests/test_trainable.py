@@ -151,9 +151,9 @@ def test_adapters_teach_a_trained_model_the_opposite_and_are_saved_merged(
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     native = {"epochs": 10, "warmup_steps": 4, "precision": precision}
-    before = run_trial(tiny_spec(model, training=native), SPLIT, Silent(), first)
+    before = run_trial(tiny_spec(model, training=native), SPLIT, Silent(), save_to=first)
     spec = tiny_spec(str(first), training={**ADAPTERS, "epochs": 20, "precision": precision})
-    after = run_trial(spec, opposite(SPLIT), Silent(), second)
+    after = run_trial(spec, opposite(SPLIT), Silent(), save_to=second)
     assert before.metrics["macro_f1"] > 0.9
     assert after.metrics["macro_f1"] > 0.9
     assert after.metrics["trainable_parameters"] < after.metrics["parameters"] / 10
@@ -172,7 +172,9 @@ def contrary(tmp_path_factory: pytest.TempPathFactory, sample: Split) -> str:
     """A tiny model that has learned the opposite of the sample."""
     folder = tmp_path_factory.mktemp("contrary")
     native = {"epochs": 6, "learning_rate": 2e-3, "batch_size": 16}
-    result = run_trial(tiny_spec("gpt2", training=native), opposite(sample), Silent(), folder)
+    result = run_trial(
+        tiny_spec("gpt2", training=native), opposite(sample), Silent(), save_to=folder
+    )
     assert result.metrics["macro_f1"] > 0.7
     return str(folder)
 

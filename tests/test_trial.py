@@ -33,7 +33,7 @@ MEASURED = {
 
 
 def run(spec: TrialSpec, save_to: Path | None = None, split: Split = SPLIT) -> TrialResult:
-    return run_trial(spec, split, Silent(), save_to)
+    return run_trial(spec, split, Silent(), save_to=save_to)
 
 
 def scores(result: TrialResult) -> dict[str, Any]:
@@ -110,6 +110,10 @@ def test_metrics_are_those_of_the_contract() -> None:
             "n_test": 12,
             "steps": 10,
             "truncated": 0,
+            "truncated_tokens": 0,
+            "duplicates": 0,
+            "dropped": 0,
+            "overlap": 0,
             "device": "cpu",
             "precision": "fp32",
             "split_sha256": SPLIT.sha256,
@@ -210,3 +214,14 @@ def test_spec_split_and_result_can_be_pickled() -> None:
     for value in (spec, SPLIT, result):
         assert pickle.loads(pickle.dumps(value)) == value
     assert pickle.loads(pickle.dumps(spec)).fingerprint == spec.fingerprint
+
+
+def test_a_model_trained_in_bf16_answers_alike_in_batches_of_any_size() -> None:
+    training = {"precision": "bf16", "epochs": 2}
+    one, many = (
+        run(tiny_spec("gpt2", training=training, decoding="score", eval_batch_size=size))
+        for size in (1, 64)
+    )
+    assert [p.predicted for p in one.predictions] == [p.predicted for p in many.predictions]
+    for p, q in zip(one.predictions, many.predictions, strict=True):
+        assert p.probabilities == pytest.approx(q.probabilities, abs=1e-5)

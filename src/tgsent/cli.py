@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from tgsent.data import Dataset
     from tgsent.records import Split
 
-from tgsent import __version__
-from tgsent.errors import TgsentError, UnavailableError
+from tgsent import __version__, interrupts
+from tgsent.errors import StoppedError, TgsentError, UnavailableError
+from tgsent.terminal import message, printable
 
 app = typer.Typer(
     name="tgsent",
@@ -150,8 +151,6 @@ def run(
         return
 
     from tgsent.execute import run as execute
-    from tgsent.report import results_table
-    from tgsent.store import to_json
 
     results = execute(
         settings,
@@ -161,16 +160,7 @@ def run(
         command=["tgsent", *sys.argv[1:]],
         progress=progress,
     )
-    if as_json:
-        sys.stdout.write(to_json(results))
-    else:
-        # a file or a pipe has no width: nothing may be cut there
-        Console(width=None if sys.stdout.isatty() else 250).print(results_table(results))
-    failures = [(m["model"], f) for m in results["models"] for f in m["failed"]]
-    for name, failure in failures:
-        _complain(f"{name} trial {failure['trial']} failed: {failure['reason']}")
-    if failures:
-        raise typer.Exit(1)
+    _print_results(results, as_json=as_json, quiet=quiet)
 
 
 @app.command(name="setup-simplet5", short_help="Make the environment of the package SimpleT5.")
@@ -201,6 +191,27 @@ def _missing_models(settings: RunConfig) -> Iterator[str]:
                 yield str(error)
 
 
+def _print_results(results: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
+    """Print the results, and what is to be said of them; exit with 1 where trials failed."""
+    from rich.console import Console
+
+    from tgsent.report import notes, results_table
+    from tgsent.store import to_json
+
+    if as_json:
+        sys.stdout.write(to_json(results))
+    else:
+        # a file or a pipe has no width: nothing may be cut there
+        Console(width=None if sys.stdout.isatty() else 250).print(results_table(results))
+    for note in () if quiet else notes(results):
+        _complain(note)
+    failures = [(m["model"], f) for m in results["models"] for f in m["failed"]]
+    for name, failure in failures:
+        _complain(f"{name} trial {failure['trial']} failed: {failure['reason']}")
+    if failures:
+        raise typer.Exit(1)
+
+
 def _print_plan(
     settings: RunConfig, dataset: Dataset, splits: Sequence[Split], *, as_json: bool
 ) -> None:
@@ -208,7 +219,7 @@ def _print_plan(
     from tgsent.store import to_json
 
     plan, missing = make_plan(settings, dataset, splits)
-    sys.stdout.write(to_json(plan) if as_json else to_text(plan, settings.to_yaml()))
+    sys.stdout.write(to_json(plan) if as_json else printable(to_text(plan, settings.to_yaml())))
     for error in missing:
         _complain(str(error))
     if missing:
@@ -223,25 +234,30 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 
-def _complain(message: str) -> None:
-    typer.echo(f"tgsent: {message}", err=True)
+def _complain(text: str) -> None:
+    typer.echo(f"tgsent: {message(text)}", err=True)
 
 
 def main() -> None:
     """Run the command line and exit with the code that the documentation promises."""
-    debug = os.environ.get("TGSENT_DEBUG") == "1"
+    with interrupts.handled():
+        code = _run_app()
+    sys.exit(code)
+
+
+def _run_app() -> int:
     try:
-        code = app(standalone_mode=False)
+        code = int(app(standalone_mode=False) or 0)
     except TgsentError as error:
-        if debug:
-            traceback.print_exc()
+        if os.environ.get("TGSENT_DEBUG") == "1":
+            typer.echo(message(traceback.format_exc()), err=True)
         _complain(str(error))
-        code = error.exit_code
+        return error.exit_code
     except typer.TyperException as error:  # of the command line itself
         _complain(f"{error.format_message()} (tgsent --help shows the way)")
-        code = error.exit_code
+        return int(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        code = 130
-    if code == 130:  # Typer may have turned Ctrl-C into this code already
-        _complain("interrupted; what was finished is kept, and the same command does the rest")
-    sys.exit(code)
+        code = StoppedError.exit_code
+    if code == StoppedError.exit_code:  # into which Typer may have turned Ctrl-C already
+        _complain(f"interrupted; {interrupts.GOING_ON}")
+    return code

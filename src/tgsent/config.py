@@ -38,6 +38,7 @@ from tgsent.errors import ConfigError
 from tgsent.yaml_source import Source
 
 SHIPPED = ("smoke", "default", "article")
+_MISTAKES_SHOWN = 50
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -325,6 +326,22 @@ class OutputConfig(Section):
     """Folder of the run folders."""
     save_model: Literal["none", "first", "all"] = "none"
     """Of which trials the fine-tuned model is kept."""
+    checkpoint_minutes: PositiveFloat | None = 5.0
+    """The most training that a kill may cost: the state of a trial's training is written this
+    often, and at every epoch's end; it takes three times the size of the weights, and is removed
+    when the trial is finished. `null`: never. The package SimpleT5 knows no checkpoints."""
+    escape_formulas: bool = True
+    """Write an apostrophe before a cell of a CSV file that a spreadsheet could run: one that begins
+    with `=`, `+`, `-`, `@`, a tab or a line break, or with apostrophes and then one of these.
+    Taking one apostrophe away from such cells gives the exact text again. `false`: the exact
+    text."""
+
+    @field_validator("dir")
+    @classmethod
+    def _dir_can_be_a_path(cls, name: str) -> str:
+        if "\0" in name:
+            raise PydanticCustomError("dir", "must not hold the character NUL")
+        return name
 
 
 class ModelConfig(Section):
@@ -373,8 +390,8 @@ class RunConfig(Section):
     )
     """Models to compare: alias, Hub id or folder; or a mapping
     `{model: ..., as: ..., prompt: {...}, training: {...}}` to override per model."""
-    trials: PositiveInt = 3
-    """Number of trials, each with a split of its own that all models share."""
+    trials: Annotated[int, Field(ge=1, le=10_000)] = 3
+    """Number of trials, each with a split of its own that all models share; 10,000 at most."""
     seed: Seed = 1
     """Trial k splits and trains with `seed + k - 1`."""
     data: DataConfig = DataConfig()
@@ -428,6 +445,8 @@ class RunConfig(Section):
                 evaluation=self.evaluation,
                 save_model=self.output.save_model == "all"
                 or (self.output.save_model == "first" and trial == 1),
+                checkpoint_minutes=self.output.checkpoint_minutes,
+                escape_formulas=self.output.escape_formulas,
             )
             for name, model in zip(self.names, self.models, strict=True)
             for trial in range(1, self.trials + 1)
@@ -460,6 +479,8 @@ class TrialSpec(Section):
     training: TrainingConfig
     evaluation: EvaluationConfig
     save_model: bool = False
+    checkpoint_minutes: float | None = None
+    escape_formulas: bool = True
 
     @cached_property
     def fingerprint(self) -> str:
@@ -470,6 +491,8 @@ class TrialSpec(Section):
                 "name": True,
                 "trial": True,
                 "save_model": True,
+                "checkpoint_minutes": True,
+                "escape_formulas": True,
                 "training": {"device"},
                 "evaluation": {"batch_size"},
             },
@@ -645,6 +668,8 @@ def _validate(values: Any, source: Source, command: Mapping[yaml_source.Path, st
             origin = _origin(path, source, command)
             lines.append(f"  {'.'.join(map(str, path))} ({origin}): {text}{value}")
         count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
+        if len(lines) > _MISTAKES_SHOWN:
+            lines[_MISTAKES_SHOWN:] = [f"  and {len(lines) - _MISTAKES_SHOWN} more"]
         raise ConfigError("\n".join([f"{source.name}: {count} in the config", *lines]))
     return config
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import gc
 import hashlib
@@ -12,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
@@ -27,6 +29,7 @@ from tgsent.streaming import draw, has_sentiment140_layout
 # off looks through all of it, which takes as long as a fifth of the reading.
 gc.freeze()
 
+_MOST_COLUMNS = 10_000
 _SENTIMENT140_COLUMNS = ("0", "5")
 _SENTIMENT140_LABELS = {"0": "negative", "4": "positive"}
 
@@ -173,6 +176,8 @@ def _split(dataset: Dataset, test_fraction: float, trial: int, seed: int) -> Spl
         test=parts["test"],
         sha256=_hash(parts["training"], parts["test"]),
         overlap=sum(example.text in train_texts for example in parts["test"]),
+        duplicates=dataset.duplicates,
+        dropped=dataset.dropped,
     )
 
 
@@ -267,6 +272,7 @@ def _read_csv(content: bytes, name: str, config: DataConfig, delimiter: str) -> 
                 " or two positions (it has none)"
             )
         header = None if positions == {True} else 0
+    _check_width(text, name, delimiter, has_header=header == 0)
     try:
         frame = pd.read_csv(
             io.StringIO(text),
@@ -279,13 +285,22 @@ def _read_csv(content: bytes, name: str, config: DataConfig, delimiter: str) -> 
         )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error, ValueError) as error:
         raise DataError(f"{name}: cannot be read: {str(error).strip().splitlines()[-1]}") from None
-    if not isinstance(frame.index, pd.RangeIndex):  # pandas took the first column for an index
-        raise DataError(f"{name}: row 1 has more fields than the header")
     frame.columns = frame.columns.map(str)
     table = _pick(frame, column, label, name)
     table["row"] = range(1, len(table) + 1)
     table.attrs["sentiment140"] = sentiment140
     return table
+
+
+def _check_width(text: str, name: str, delimiter: str, *, has_header: bool) -> None:
+    """Refuse what pandas would take for an index, or take forever for."""
+    with contextlib.suppress(csv.Error):  # of a field that is very long: no reason to refuse it
+        rows = filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+        first, second = ([*islice(rows, 2), [], []])[:2]
+        if has_header and len(second) > len(first):
+            raise DataError(f"{name}: row 1 has more fields than the header")
+        if len(first) > _MOST_COLUMNS:
+            raise DataError(f"{name}: {len(first)} columns; is the delimiter right?")
 
 
 def _read_jsonl(text: str, name: str, config: DataConfig) -> pd.DataFrame:
@@ -329,16 +344,16 @@ def _read_parquet(content: bytes, name: str, config: DataConfig) -> pd.DataFrame
             if key not in names:
                 raise DataError(f"{name}: {_no_column(key, names)}")
         read = file.read(columns=[column, label])
-    except (pa.ArrowException, OSError) as error:
+        # plain Python values, as a column with gaps would make fractions of whole numbers in pandas
+        texts, labels = read[column].to_pylist(), read[label].to_pylist()
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{name}: cannot be read: {str(error).splitlines()[0]}") from None
-    # plain Python values, as a column with gaps would turn whole numbers into fractions in pandas
-    texts = read[column].to_pylist()
     if any(not isinstance(text, str | None) for text in texts):
         raise DataError(f'{name}: the column "{column}" must hold texts')
     return pd.DataFrame(
         {
             "text": pd.Series(texts, dtype=object),
-            "label": pd.Series(map(_as_text, read[label].to_pylist()), dtype=object),
+            "label": pd.Series(map(_as_text, labels), dtype=object),
             "row": range(1, len(texts) + 1),
         }
     )

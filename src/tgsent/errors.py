@@ -5,7 +5,9 @@ TgsentError                    1
  ├── DataError                 2  the data are wrong: nothing was run
  ├── RunFolderError            2  the run folder cannot take this run
  ├── UnavailableError          3  something needed cannot be reached or is not installed
- └── TrialError                1  one trial failed; the others are kept
+ ├── TrialError                1  one trial failed; the others are kept
+ ├── StorageError              1  a file cannot be written; what was finished is kept
+ └── StoppedError            130  a signal stopped the run; the same command goes on
 
 A message says what is wrong, where, and what to do, in one to three lines.
 """
@@ -49,3 +51,13 @@ class TrialError(TgsentError):
     def __init__(self, message: str, details: str = "") -> None:
         super().__init__(message)
         self.details = details
+
+
+class StorageError(TgsentError):
+    """A file of the run cannot be written; the run ends, and what it finished is kept."""
+
+
+class StoppedError(TgsentError):
+    """A signal ended a trial between two steps, after its checkpoint was written."""
+
+    exit_code = 130

@@ -12,13 +12,20 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from tgsent import __version__, environment, hub, report
+from tgsent import __version__, environment, hub, interrupts, report
 from tgsent.aliases import alias_of
 from tgsent.config import RunConfig, TrialSpec
 from tgsent.data import Dataset
-from tgsent.errors import TgsentError, TrialError, UnavailableError
+from tgsent.errors import (
+    StoppedError,
+    StorageError,
+    TgsentError,
+    TrialError,
+    UnavailableError,
+)
 from tgsent.metrics import summarize
 from tgsent.records import Progress, Split
+from tgsent.redaction import without_secrets
 from tgsent.store import RunFolder
 
 _PACKAGES = (
@@ -51,6 +58,7 @@ def run(
         if fresh and (aside := folder.move_aside()):
             progress.line(f"the old results are now in {aside}")
         finished = _finished(folder, config, specs, splits)
+        folder.tidy(specs, finished)
         pending = [spec for spec in specs if (spec.name, spec.trial) not in finished]
         commits = _commits(finished, fetched, progress)
         manifest = make_manifest(config, dataset, splits, commits, command)
@@ -65,17 +73,19 @@ def run(
 
             gc.freeze()  # what the imports have made stays: no collection need look through it
         for spec in pending:
+            if interrupts.requested():
+                raise KeyboardInterrupt
             outcome = _attempt(spec, splits[spec.trial - 1], folder, progress, manifest["data"])
             memory.release()  # what the trial's frames held, before the next one starts
             if isinstance(outcome, str):
                 failed[spec.name, spec.trial] = outcome
             else:
                 finished[spec.name, spec.trial] = outcome
-            _write_results(folder, collect(config, dataset, finished, failed, manifest))
+            _write_results(folder, config, collect(config, dataset, finished, failed, manifest))
         manifest["finished"] = _now()
         folder.write_json("manifest.json", manifest)
         results = collect(config, dataset, finished, failed, manifest)
-        _write_results(folder, results)
+        _write_results(folder, config, results)
     return results
 
 
@@ -130,30 +140,40 @@ def _commits(
 def _attempt(
     spec: TrialSpec, split: Split, folder: RunFolder, progress: Progress, data: dict[str, Any]
 ) -> dict[str, Any] | str:
-    """Run one trial and write its files; give its metrics, or the reason why it failed."""
+    """Run one trial and write its files; give its metrics, or the reason why it failed.
+
+    Raises what ends the whole run.
+    """
     from tgsent import model_card
     from tgsent.trial import run_trial
 
     try:
         with folder.model_folder(spec) as save_to:
-            result = run_trial(spec, split, progress, save_to)
+            result = run_trial(
+                spec,
+                split,
+                progress,
+                save_to=save_to,
+                checkpoints_in=folder.checkpoint_folder(spec),
+            )
             if save_to is not None:
                 model_card.write(save_to, spec, split, result.metrics, data)
-    except UnavailableError:
+    except (UnavailableError, StorageError, StoppedError):  # the other trials would fare no better
         raise
     except TgsentError as error:
         reason = str(error)
-        if isinstance(error, TrialError) and error.details:
-            folder.write(f"{spec.name}/trial-{spec.trial}/error.txt", error.details)
+        details = error.details if isinstance(error, TrialError) else ""
     except Exception as error:  # noqa: BLE001  one trial's failure must not cost the others
         reason = f"{type(error).__name__}: {error}"
-        folder.write(f"{spec.name}/trial-{spec.trial}/error.txt", traceback.format_exc())
+        details = traceback.format_exc()
     else:
         folder.write_trial(spec, result)
         progress.line(f"{spec.title}: macro-F1 {result.metrics['macro_f1']:.4f}")
         return result.metrics
+    if details:
+        folder.write(f"{spec.name}/trial-{spec.trial}/error.txt", without_secrets(details))
     progress.line(f"{spec.title}: failed: {reason}")
-    return reason
+    return without_secrets(reason)
 
 
 def collect(
@@ -201,9 +221,10 @@ def _first_specs(config: RunConfig, dataset: Dataset) -> list[TrialSpec]:
     return [spec for spec in config.trial_specs(dataset.labels) if spec.trial == 1]
 
 
-def _write_results(folder: RunFolder, results: dict[str, Any]) -> None:
+def _write_results(folder: RunFolder, config: RunConfig, results: dict[str, Any]) -> None:
+    escape = config.output.escape_formulas
     folder.write_json("results.json", results)
-    folder.write("results.csv", report.results_csv(results))
+    folder.write("results.csv", report.results_csv(results, escape_formulas=escape))
 
 
 def make_manifest(
@@ -224,7 +245,7 @@ def make_manifest(
         },
         "platform": platform.platform(),
         "device": resolve_device(config.training.device),
-        "command": list(command),
+        "command": list(map(without_secrets, command)),
         "git_commit": _git_commit(),
         "models": [
             {"name": name, "model": model.model, "commit": commits[name]}

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from tgsent.config import TrainingConfig, TrialSpec
 from tgsent.errors import ConfigError, TrialError
+from tgsent.files import show_size
 from tgsent.finetune import trainable
 from tgsent.finetune.loop import resolve_device
 
@@ -67,13 +68,13 @@ def check(model: PreTrainedModel, spec: TrialSpec) -> None:
         ways["training.lora: {}"] = _PER_WEIGHT * model.num_parameters()
     # the way that changes least comes first, and none is named that would not do
     advice = [
-        f"{way} (at least {show(size)})" if size else way
+        f"{way} (at least {show_size(size)})" if size else way
         for way, size in sorted(ways.items(), key=lambda way: -way[1])
         if size <= there
     ]
     raise ConfigError(
-        f"{spec.name}: weights, gradients and optimizer state take {show(needed)}, and this machine"
-        f" has {show(there)} of memory ({device})\n"
+        f"{spec.name}: weights, gradients and optimizer state take {show_size(needed)}, and this"
+        f" machine has {show_size(there)} of memory ({device})\n"
         f"what may fit: {', or '.join(advice)}"
     )
 
@@ -181,8 +182,3 @@ def release() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def show(size: int) -> str:
-    """Write a number of bytes for people."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

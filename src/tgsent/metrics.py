@@ -40,6 +40,21 @@ def score(predictions: Sequence[Prediction], labels: Sequence[str]) -> dict[str,
     }
 
 
+def doubts(numbers: dict[str, Any]) -> list[str]:
+    """Say what makes a trial's score suspect, whatever it is; `numbers` are those of `score`."""
+    said = Counter[str]()
+    for row in numbers["confusion"].values():
+        said.update(row)
+    labels = list(numbers["per_label"])
+    given = [label for label in labels if said[label]]
+    if not given:
+        return ["no answer is a label"]
+    if len(given) == 1 and not numbers["unparsed"]:
+        return [f'answers "{given[0]}" to every text']
+    never = ", ".join(f'"{label}"' for label in labels if not said[label])
+    return [f"never answers {never}"] if never else []
+
+
 def summarize(values: Sequence[float]) -> dict[str, Any]:
     """Give mean, sample standard deviation and 95 % interval of the mean over trials.
 

@@ -13,11 +13,11 @@ from huggingface_hub import EvalResult, ModelCardData
 from tgsent import __version__, models
 from tgsent.aliases import ALIASES, alias_of
 from tgsent.config import TrialSpec
+from tgsent.files import write_atomic
 from tgsent.finetune import seq2seq
 from tgsent.models import LoadedModel
 from tgsent.prompts import PromptEncoder
 from tgsent.records import Split
-from tgsent.store import write_atomic
 
 _EXAMPLE = "What a lovely day!"
 

@@ -15,6 +15,7 @@ from tgsent import memory, models
 from tgsent.config import RunConfig, TrialSpec
 from tgsent.data import Dataset
 from tgsent.errors import UnavailableError
+from tgsent.files import show_size
 from tgsent.finetune import loop
 from tgsent.prompts import render_prompt, render_target
 from tgsent.records import Split
@@ -167,7 +168,7 @@ def to_text(plan: dict[str, Any], config_yaml: str) -> str:
             f"  per trial        {model['optimizer_steps']} optimizer steps at"
             f" {model['learning_rate']:g}, {model['training_tokens']:,} tokens,"
             f" {model['truncated']} texts cut",
-            f"  memory           at least {memory.show(model['memory_bytes'])} for weights,"
+            f"  memory           at least {show_size(model['memory_bytes'])} for weights,"
             " gradients and optimizer state; activations come on top",
             f"  work             about {_si(model['training_flop'])}FLOP for training,"
             f" {_si(model['evaluation_flop'])}FLOP for evaluation",

@@ -18,6 +18,7 @@ from rich.progress import Task as RichTask
 from rich.text import Text
 
 from tgsent.records import Progress, Task
+from tgsent.terminal import message, printable
 
 
 def make_progress(console: Console, *, quiet: bool) -> Progress:
@@ -50,7 +51,7 @@ class _Lines(Quiet):
 
     def line(self, text: str) -> None:
         """Print the milestone."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(message(text), markup=False, highlight=False, soft_wrap=True)
 
 
 class _Bars(Quiet):
@@ -68,7 +69,7 @@ class _Bars(Quiet):
             TimeRemainingColumn(compact=True),
         )
         with RichProgress(*columns, console=self._console, transient=True) as bars:
-            yield _Bar(bars, bars.add_task(name, total=total, note=""))
+            yield _Bar(bars, bars.add_task(printable(name), total=total, note=""))
 
 
 class _Bar:

@@ -70,6 +70,8 @@ class PromptEncoder:
     """Whether `max_tokens` bounds prompt and target together, or the prompt alone."""
     truncated: int = field(default=0, init=False)
     """Number of texts cut so far."""
+    truncated_tokens: int = field(default=0, init=False)
+    """How many tokens they lost."""
 
     _numbers: dict[int, int] = field(default_factory=dict, init=False, repr=False)
 
@@ -101,7 +103,9 @@ class PromptEncoder:
 
     def _prompt(self, text: str, ids: list[int]) -> tuple[int, ...]:
         body = self._encode_data(text) if self._special_in(ids) else ids
-        self.truncated += len(body) > self.room
+        if (lost := len(body) - self.room) > 0:
+            self.truncated += 1
+            self.truncated_tokens += lost
         prompt = (*self.start_ids, *body[: self.room], *self._tail, *self.stop_ids)
         # equal numbers are one object, of 28 bytes: else they would be most of what a prompt takes
         return tuple(map(self._numbers.setdefault, prompt, prompt))

@@ -27,6 +27,9 @@ class Split:
     """Hash of every text and label, in order, and of the part they are in."""
     overlap: int
     """Number of test texts that also stand in the training part."""
+    duplicates: int = 0
+    """Rows of the data that repeat the text of an earlier one, and how many were dropped for it."""
+    dropped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,8 @@ class Outcome:
     eval_seconds: float
     truncated: int
     """Number of texts that were cut, training and test."""
+    truncated_tokens: int
+    """How many tokens they lost."""
     peak_memory_bytes: int
     parameters: int
     trainable_parameters: int

@@ -9,6 +9,9 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from tgsent.store import escape_formula
+from tgsent.terminal import printable
+
 ARTICLE_MACRO_F1 = {"gpt2": 0.817, "gpt-neo": 0.807, "t5": 0.807}
 """Mean macro-F1 over three trials in the reference experiment, by alias."""
 
@@ -19,14 +22,40 @@ _CSV_COLUMNS = (
 )  # fmt: skip
 
 
-def results_csv(results: dict[str, Any]) -> str:
+def results_csv(results: dict[str, Any], *, escape_formulas: bool) -> str:
     """Write one row per finished trial."""
     file = io.StringIO(newline="")
     writer = csv.DictWriter(file, _CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for model in results["models"]:
-        writer.writerows(model["trials"])
+        for trial in model["trials"]:
+            name = escape_formula(trial["model"]) if escape_formulas else trial["model"]
+            writer.writerow({**trial, "model": name})
     return file.getvalue()
+
+
+def notes(results: dict[str, Any]) -> list[str]:
+    """Say what happened to texts and answers, and what makes scores suspect, in a line each."""
+    lines = []
+    for model in results["models"]:
+        trials = model["trials"]
+        cut, tokens, unparsed = (
+            sum(trial.get(key, 0) for trial in trials)
+            for key in ("truncated", "truncated_tokens", "unparsed")
+        )
+        counts = []
+        if cut:
+            counts.append(f"{cut} texts were cut to training.max_tokens ({tokens} tokens lost)")
+        if unparsed:
+            counts.append(f"{unparsed} answers are no label and count as wrong")
+        if counts:
+            lines.append(f"{model['model']}: {'; '.join(counts)}")
+        lines += [
+            f"warning: {model['model']} trial {trial['trial']}: {doubt}"
+            for trial in trials
+            for doubt in trial.get("warnings", ())
+        ]
+    return lines
 
 
 def results_table(results: dict[str, Any]) -> Table:
@@ -36,7 +65,7 @@ def results_table(results: dict[str, Any]) -> Table:
     hashes = " ".join(f"{split['trial']}:{split['sha256'][:12]}" for split in splits)
     n_test = splits[0]["n_test"]
     table = Table(
-        title=f"{escape(results['name'])}: macro-F1",
+        title=f"{escape(printable(results['name']))}: macro-F1",
         caption=f"{n_test} test texts a trial, the same for all models\nsplits {hashes}",
         caption_justify="left",
     )
@@ -52,7 +81,7 @@ def results_table(results: dict[str, Any]) -> Table:
         summary, trials = model["macro_f1"], model["trials"]
         n_test = sum(trial["n_test"] for trial in trials)
         cells = [
-            escape(model["model"]),
+            escape(printable(model["model"])),
             *(
                 "failed" if split["trial"] in failed else _number(scores.get(split["trial"]))
                 for split in splits

@@ -7,9 +7,11 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
+import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,10 @@ from typing import Any
 import filelock
 import yaml
 
+from tgsent import files
 from tgsent.config import RunConfig, TrialSpec
 from tgsent.errors import RunFolderError
+from tgsent.files import write_atomic
 from tgsent.records import Prediction, TrialResult
 
 # Keys that say how a run is carried out, not what it measures: they may differ between runs in
@@ -40,20 +44,28 @@ class RunFolder:
         another run has it or the folder cannot be written.
         """
         # beside the folder, so that moving the folder aside does not move the lock
-        lock = filelock.FileLock(self.path.with_name(f".{self.path.name}.lock"))
+        place = self.path.with_name(f".{self.path.name}.lock")
+        lock = filelock.FileLock(place)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except filelock.Timeout:
+            if not place.exists():  # what keeps it from being made is not always told
+                raise RunFolderError(f"{self.path.parent}: no file can be written here") from None
             raise RunFolderError(
-                f"{self.path}: another run is writing to this folder;"
+                f"{self.path}: {_holder(place)} is writing to this folder;"
                 " wait for it, or choose another with --output"
             ) from None
         except (FileExistsError, NotADirectoryError):
-            raise RunFolderError(f"{self.path.parent}: is a file, not a folder") from None
+            raise RunFolderError(
+                f"{self.path.parent}: is a file or a broken link, not a folder"
+            ) from None
         except OSError as error:
             raise RunFolderError(f"{self.path}: cannot write here: {error.strerror}") from None
         try:
+            # the lock is on the file, whatever it says; this is for those who find it locked
+            with files.explained(place):
+                place.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", "utf-8")
             yield
         finally:
             lock.release()
@@ -78,6 +90,8 @@ class RunFolder:
             return
         except NotADirectoryError:
             raise RunFolderError(f"{self.path}: is a file, not a run folder") from None
+        except OSError as error:
+            raise RunFolderError(f"{self.path}: cannot be read: {error.strerror}") from None
         except yaml.YAMLError:
             before = None
         if not isinstance(before, dict) or not isinstance(before.get("models"), list):
@@ -113,9 +127,29 @@ class RunFolder:
         """Write a JSON file of the run folder."""
         self.write(name, to_json(value))
 
+    def tidy(self, specs: Sequence[TrialSpec], finished: Container[tuple[str, int]]) -> None:
+        """Remove what a killed run could not: half-written files, finished trials' checkpoints."""
+        for spec in specs:
+            folder = self.trial_folder(spec)
+            for stale in folder.glob(".*.tmp"):
+                if stale.is_dir():
+                    shutil.rmtree(stale)
+                else:
+                    stale.unlink()
+            if (spec.name, spec.trial) in finished:
+                self._remove_checkpoints(spec)
+
     def trial_folder(self, spec: TrialSpec) -> Path:
         """Where the files of a trial are."""
         return self.path / spec.name / f"trial-{spec.trial}"
+
+    def checkpoint_folder(self, spec: TrialSpec) -> Path:
+        """Where the state of a trial's training is, until the trial is finished."""
+        return self.trial_folder(spec) / "checkpoint"
+
+    def _remove_checkpoints(self, spec: TrialSpec) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self.checkpoint_folder(spec))
 
     def finished(self, spec: TrialSpec, split_sha256: str) -> dict[str, Any] | None:
         """Give the metrics of a finished trial of this very recipe and split, or None."""
@@ -146,11 +180,16 @@ class RunFolder:
         folder = self.trial_folder(spec)
         temporary = folder / ".model.tmp"
         shutil.rmtree(temporary, ignore_errors=True)  # of a killed run
-        temporary.mkdir(parents=True)
+        with files.explained(temporary):
+            temporary.mkdir(parents=True, mode=0o700)
         try:
             yield temporary
-            shutil.rmtree(folder / "model", ignore_errors=True)
-            temporary.rename(folder / "model")
+            with files.explained(folder / "model"):
+                for file in (*temporary.rglob("*"), temporary):
+                    files.sync(file)
+                temporary.chmod(folder.stat().st_mode)
+                shutil.rmtree(folder / "model", ignore_errors=True)
+                temporary.rename(folder / "model")
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -159,42 +198,61 @@ class RunFolder:
         folder = self.trial_folder(spec)
         for outdated in ("metrics.json", "error.txt"):
             (folder / outdated).unlink(missing_ok=True)
+        predictions = predictions_csv(
+            result.predictions, spec.labels, escape_formulas=spec.escape_formulas
+        )
         write_atomic(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in result.log))
-        write_atomic(folder / "predictions.csv", predictions_csv(result.predictions, spec.labels))
+        write_atomic(folder / "predictions.csv", predictions)
         write_atomic(folder / "metrics.json", to_json(result.metrics))
+        self._remove_checkpoints(spec)
 
 
-def write_atomic(path: Path, content: str) -> None:
-    """Write a file whole or not at all: temporary file in the same folder, fsync, replace."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # the name is always the same, so that what a killed run left is overwritten by the next
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content.encode("utf-8", "surrogatepass"))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+def _holder(lock: Path) -> str:
+    """Name the process that holds a lock, as it named itself."""
+    with contextlib.suppress(OSError, ValueError):
+        if holder := lock.read_text("utf-8").strip():
+            return holder
+    return "another run"
 
 
 def to_json(value: Any) -> str:
-    """Write JSON for people and programs; NaN is refused, as it is no JSON."""
-    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """Write JSON for people and programs; NaN is refused, as it is no JSON.
+
+    Characters that a terminal would obey are escaped, and stay what they are for a program.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def predictions_csv(predictions: Sequence[Prediction], labels: Sequence[str]) -> str:
+def predictions_csv(
+    predictions: Sequence[Prediction], labels: Sequence[str], *, escape_formulas: bool
+) -> str:
     """Write `text,label,predicted,generated` and, where there are any, the probabilities."""
     with_probabilities = any(p.probabilities is not None for p in predictions)
     header = ["text", "label", "predicted", "generated"]
     header += [f"p_{label}" for label in labels] if with_probabilities else []
-    lines = [_csv_line(header)]
+    rows = [header]
     for p in predictions:
         numbers = [f"{number:.6f}" for number in p.probabilities or ()]
-        lines.append(_csv_line([p.text, p.label, p.predicted or "", p.generated, *numbers]))
-    return "".join(lines)
+        rows.append([p.text, p.label, p.predicted or "", p.generated, *numbers])
+    if escape_formulas:
+        rows = [list(map(escape_formula, row)) for row in rows]
+    return "".join(map(_csv_line, rows))
+
+
+# What spreadsheets take for the beginning of a formula, or skip on the way to one (OWASP, "CSV
+# Injection"), after apostrophes: so that taking one apostrophe away undoes it in every case.
+_FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+
+
+def escape_formula(cell: str) -> str:
+    """Write an apostrophe before what a spreadsheet could run; it then takes it for a text."""
+    return f"'{cell}" if _FORMULA.match(cell) else cell
+
+
+def unescape_formula(cell: str) -> str:
+    """Undo `escape_formula`."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def _csv_line(fields: Sequence[str]) -> str:

@@ -7,35 +7,49 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import set_seed
 
-from tgsent import __version__, hub, memory, metrics, models
+from tgsent import __version__, files, hub, memory, metrics, models
 from tgsent.config import TrialSpec
 from tgsent.evaluate import classify
 from tgsent.finetune import loop, simplet5, speedups, trainable
+from tgsent.finetune.checkpoint import Checkpoints
 from tgsent.finetune.family import Batch, Counted
 from tgsent.models import LoadedModel
 from tgsent.records import Encoded, Outcome, Progress, Split, TrialResult
 
 
 def run_trial(
-    spec: TrialSpec, split: Split, progress: Progress, save_to: Path | None = None
+    spec: TrialSpec,
+    split: Split,
+    progress: Progress,
+    *,
+    save_to: Path | None = None,
+    checkpoints_in: Path | None = None,
 ) -> TrialResult:
     """Run one trial; the result depends on `spec` and `split` alone.
 
-    The fine-tuned model is saved in the folder `save_to`, where one is given.
+    The fine-tuned model is saved in the folder `save_to`, where one is given, and training goes on
+    from the checkpoints in `checkpoints_in`; the package SimpleT5 knows none and starts anew.
     """
-    through = _through_simplet5 if spec.training.backend == "simplet5" else _through_our_loop
-    outcome = through(spec, split, progress, save_to)
+    if spec.training.backend == "simplet5":
+        outcome = _through_simplet5(spec, split, progress, save_to)
+    else:
+        outcome = _through_our_loop(spec, split, progress, save_to, checkpoints_in)
     return TrialResult(_metrics(spec, split, outcome), outcome.predictions, outcome.log)
 
 
 def _through_our_loop(
-    spec: TrialSpec, split: Split, progress: Progress, save_to: Path | None
+    spec: TrialSpec,
+    split: Split,
+    progress: Progress,
+    save_to: Path | None,
+    checkpoints_in: Path | None,
 ) -> Outcome:
     accelerator = loop.make_accelerator(spec.training)
     on_cuda = accelerator.device.type == "cuda"
@@ -68,15 +82,22 @@ def _through_our_loop(
             accelerator=accelerator,
             progress=progress,
             title=spec.title,
+            checkpoints=_checkpoints(spec, split, checkpoints_in),
         )
         merge()  # the model that is scored is the one that is saved
+    # and it answers in fp32, as it does wherever it is loaded: in bf16 the answers would depend on
+    # which texts are answered together
+    answering = accelerator.unwrap_model(loaded.model, keep_fp32_wrapper=False)
     started = time.perf_counter()
     with memory.explained(spec, "evaluation"):
-        predictions = classify(loaded, encoder, split.test, spec, progress)
+        predictions = classify(
+            replace(loaded, model=answering), encoder, split.test, spec, progress
+        )
     eval_seconds = time.perf_counter() - started
     if save_to is not None:
-        accelerator.unwrap_model(loaded.model, keep_fp32_wrapper=False).save_pretrained(save_to)
-        loaded.tokenizer.save_pretrained(save_to)
+        with files.explained(save_to, answering.get_memory_footprint()):
+            answering.save_pretrained(save_to)
+            loaded.tokenizer.save_pretrained(save_to)
 
     return Outcome(
         predictions=predictions,
@@ -86,12 +107,20 @@ def _through_our_loop(
         train_seconds=trained.seconds,
         eval_seconds=eval_seconds,
         truncated=encoder.truncated,
+        truncated_tokens=encoder.truncated_tokens,
         peak_memory_bytes=torch.cuda.max_memory_allocated() if on_cuda else _peak_memory(),
         parameters=loaded.model.num_parameters(),
         trainable_parameters=trainable_parameters,
         device=accelerator.device.type,
         precision=loop.resolve_precision(training.precision, accelerator.device.type),
     )
+
+
+def _checkpoints(spec: TrialSpec, split: Split, folder: Path | None) -> Checkpoints | None:
+    if folder is None or spec.checkpoint_minutes is None:
+        return None
+    identity = {"fingerprint": spec.fingerprint, "split_sha256": split.sha256}
+    return Checkpoints(folder, identity, spec.checkpoint_minutes * 60)
 
 
 def _through_simplet5(
@@ -121,14 +150,20 @@ def _load(spec: TrialSpec, split: Split, progress: Progress) -> LoadedModel:
 def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> dict[str, Any]:
     """Put together the content of `metrics.json`."""
     n_train, n_test = len(split.train), len(split.test)
+    scores = metrics.score(outcome.predictions, spec.labels)
     snapshot = hub.fetch_for(spec)
     return {
         "model": spec.name,
         "commit": snapshot.commit if snapshot else None,
         "trial": spec.trial,
         "seed": spec.seed,
-        **metrics.score(outcome.predictions, spec.labels),
+        **scores,
+        "warnings": metrics.doubts(scores),
         "truncated": outcome.truncated,
+        "truncated_tokens": outcome.truncated_tokens,
+        "duplicates": split.duplicates,
+        "dropped": split.dropped,
+        "overlap": split.overlap,
         "n_train": n_train,
         "n_test": n_test,
         "steps": outcome.steps,

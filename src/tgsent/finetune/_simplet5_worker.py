@@ -64,7 +64,7 @@ def do(job: dict[str, Any], *, use_gpu: bool, tell: Any) -> dict[str, Any]:
     check(t5, job)
     tell("loaded")
     lengths = token_counts(t5, job["train"]["source_text"])
-    truncated = sum(length > job["source_max_tokens"] for length in lengths)
+    lost = [length - job["source_max_tokens"] for length in lengths]
 
     pl.seed_everything(job["seed"], workers=True)
     started = time.perf_counter()
@@ -102,7 +102,8 @@ def do(job: dict[str, Any], *, use_gpu: bool, tell: Any) -> dict[str, Any]:
         "generated": generated,
         "train_seconds": train_seconds,
         "eval_seconds": time.perf_counter() - started,
-        "truncated": truncated,  # `predict` cuts nothing
+        "truncated": sum(tokens > 0 for tokens in lost),  # `predict` cuts nothing
+        "truncated_tokens": sum(tokens for tokens in lost if tokens > 0),
         "parameters": t5.model.num_parameters(),
         "peak_memory_bytes": torch.cuda.max_memory_allocated() if use_gpu else peak_memory(),
         "device": "cuda" if use_gpu else "cpu",

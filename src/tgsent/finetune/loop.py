@@ -16,8 +16,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from transformers import PreTrainedModel
 
+from tgsent import interrupts
 from tgsent.config import TrainingConfig
-from tgsent.errors import TrialError, UnavailableError
+from tgsent.errors import StoppedError, TrialError, UnavailableError
+from tgsent.finetune.checkpoint import Checkpoints, Position
 from tgsent.finetune.family import IGNORE, Batch, token_losses
 from tgsent.records import Encoded, Progress
 
@@ -138,62 +140,116 @@ def train(
     accelerator: Accelerator,
     progress: Progress,
     title: str,
+    checkpoints: Checkpoints | None = None,
 ) -> Trained:
     """Fine-tune `model` in place; its mode afterwards is evaluation.
 
     The loss of a step is the mean over the counted tokens of the whole batch, however many parts
-    it is computed in. Raises TrialError at once where the loss is not finite.
+    it is computed in. Goes on from the last of the checkpoints, and so to the same model as
+    without a stop. Raises TrialError at once where the loss is not finite, StoppedError after the
+    step in which a signal came.
     """
     steps_per_epoch = math.ceil(len(examples) / training.batch_size)
-    clip_to = max_grad_norm(training)
     total_steps = steps_per_epoch * training.epochs
+    factor = linear_schedule(warmup_steps(training, total_steps), total_steps)
     optimizer = make_optimizer(model, learning_rate, training.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, linear_schedule(warmup_steps(training, total_steps), total_steps)
-    )
     model, optimizer = accelerator.prepare(model, optimizer)
+    state = (model, optimizer, accelerator)
+    at = checkpoints.restore(*state, progress) if checkpoints else Position()
+    if at.step:
+        progress.line(f"{title}: goes on after step {at.step} of {total_steps}")
     model.train()
     lengths = [len(example) for example in examples]
-    log: list[dict[str, Any]] = []
     log_every = max(1, total_steps // 100)
-    step = 0
-    started = time.perf_counter()
-    for epoch in range(1, training.epochs + 1):
-        batches = epoch_batches(
-            lengths,
-            training.batch_size,
-            seed * 1_000_003 + epoch,
-            grouped=padding(training) == "longest",
-        )
-        epoch_started, losses = time.perf_counter(), 0.0
-        with progress.task(f"{title}, epoch {epoch}/{training.epochs}", len(examples)) as task:
-            for indices in batches:
-                batch = [examples[i] for i in indices]
-                loss = _accumulate_gradients(model, batch, collate, training, accelerator)
-                step += 1
-                if not math.isfinite(loss):
-                    raise TrialError(
-                        f"{title}: the loss is {loss} at step {step} of {total_steps};"
-                        " lower training.learning_rate, or set training.precision to fp32"
-                    )
-                if clip_to is not None:
-                    accelerator.clip_grad_norm_(model.parameters(), clip_to)
-                rate = schedule.get_last_lr()[0]
-                optimizer.step()
-                schedule.step()
-                optimizer.zero_grad(set_to_none=True)
-                losses += loss
-                if step % log_every == 0 or step == total_steps:
-                    log.append({"step": step, "epoch": epoch, "loss": loss, "learning_rate": rate})
-                task.advance(len(batch), f"loss {loss:.3f}")
-        rate = len(examples) / (time.perf_counter() - epoch_started)
-        progress.line(
-            f"{title}: epoch {epoch}/{training.epochs}, mean loss {losses / steps_per_epoch:.4f},"
-            f" {rate:.0f} examples/s"
-        )
-    seconds = time.perf_counter() - started
+    started = time.perf_counter() - at.seconds
+    with interrupts.deferred():
+        for epoch in range(at.step // steps_per_epoch + 1, training.epochs + 1):
+            batches = epoch_batches(
+                lengths,
+                training.batch_size,
+                seed * 1_000_003 + epoch,
+                grouped=padding(training) == "longest",
+            )
+            if not (done := at.step % steps_per_epoch):
+                at.epoch_loss = 0.0
+            ahead, epoch_started = sum(map(len, batches[done:])), time.perf_counter()
+            with progress.task(f"{title}, epoch {epoch}/{training.epochs}", len(examples)) as task:
+                task.advance(len(examples) - ahead)
+                for indices in batches[done:]:
+                    rate = learning_rate * factor(at.step)
+                    batch = [examples[i] for i in indices]
+                    loss = _step(*state, batch, collate, training, rate)
+                    at.step += 1
+                    if not math.isfinite(loss):
+                        raise _diverged(f"the loss is {loss}", title, at.step, total_steps)
+                    at.epoch_loss += loss
+                    if at.step % log_every == 0 or at.step == total_steps:
+                        row = {"step": at.step, "epoch": epoch, "loss": loss}
+                        at.log.append({**row, "learning_rate": rate})
+                    task.advance(len(batch), f"loss {loss:.3f}")
+                    at.seconds = time.perf_counter() - started
+                    _between_steps(at, state, checkpoints, title, total_steps)
+            speed = ahead / (time.perf_counter() - epoch_started)
+            progress.line(
+                f"{title}: epoch {epoch}/{training.epochs}, mean loss"
+                f" {at.epoch_loss / steps_per_epoch:.4f}, {speed:.0f} examples/s"
+            )
+            if checkpoints:
+                checkpoints.save(at, *state)
+    if not _is_finite(model):
+        raise _diverged("some weights are not finite", title, at.step, total_steps)
     model.eval()
-    return Trained(tuple(log), step, seconds)
+    return Trained(tuple(at.log), at.step, at.seconds)
+
+
+def _step(
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    batch: Sequence[Encoded],
+    collate: Collate,
+    training: TrainingConfig,
+    learning_rate: float,
+) -> float:
+    """Take one optimizer step, unless the loss is not finite; give the loss."""
+    loss = _accumulate_gradients(model, batch, collate, training, accelerator)
+    if math.isfinite(loss):
+        if (clip_to := max_grad_norm(training)) is not None:
+            accelerator.clip_grad_norm_(model.parameters(), clip_to)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return loss
+
+
+def _between_steps(
+    at: Position,
+    state: tuple[PreTrainedModel, torch.optim.Optimizer, Accelerator],
+    checkpoints: Checkpoints | None,
+    title: str,
+    total_steps: int,
+) -> None:
+    """Write a checkpoint where one is due; stop where a signal has come."""
+    stop = interrupts.requested()
+    if checkpoints and (stop or checkpoints.due):
+        checkpoints.save(at, *state)
+    if stop:
+        where = f"{title} after step {at.step} of {total_steps}"
+        kept = "the same command goes on from there" if checkpoints else interrupts.GOING_ON
+        raise StoppedError(f"interrupted: {where}; {kept}")
+
+
+def _diverged(what: str, title: str, step: int, total_steps: int) -> TrialError:
+    return TrialError(
+        f"{title}: {what} at step {step} of {total_steps};"
+        " lower training.learning_rate, or set training.precision to fp32"
+    )
+
+
+def _is_finite(model: torch.nn.Module) -> bool:
+    """Look at what the last step has made of the weights, which no loss tells any more."""
+    return all(bool(p.isfinite().all()) for p in model.parameters() if p.requires_grad)
 
 
 def _accumulate_gradients(

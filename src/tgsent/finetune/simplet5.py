@@ -75,6 +75,7 @@ def train_and_answer(
         train_seconds=results["train_seconds"],
         eval_seconds=results["eval_seconds"],
         truncated=results["truncated"],
+        truncated_tokens=results["truncated_tokens"],
         peak_memory_bytes=results["peak_memory_bytes"],
         parameters=results["parameters"],
         trainable_parameters=results["parameters"],

@@ -1,0 +1,101 @@
+"""Write files whole or not at all, and say what is in the way where one cannot be written."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from tgsent.errors import StorageError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def write_atomic(path: Path, content: str) -> None:
+    """Write a text file whole or not at all; raises StorageError where that cannot be done."""
+    data = content.encode("utf-8", "surrogatepass")
+    with replacing(path, len(data)) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, size: int) -> Iterator[Path]:
+    """Lend a file beside `path` to write `size` bytes to; it takes its place when all went well.
+
+    It can be read by nobody else until then. Raises StorageError where it cannot be written.
+    """
+    # the name is always the same, so that what a killed run left is overwritten by the next
+    temporary = path.with_name(f".{path.name}.tmp")
+    with explained(path, size):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
+        try:
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            yield temporary
+            sync(temporary)
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync(path.parent)  # the new name, too, survives a power failure
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold a file, or the names in a folder, before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def explained(path: Path, size: int | None = None) -> Iterator[None]:
+    """Turn a failure to write `path` in the context into a StorageError that says what to do."""
+    try:
+        yield
+    except Exception as error:
+        number = _os_error(error)
+        if number is None:
+            raise
+        message = f"{path}: cannot be written: {os.strerror(number)}"
+        if number in _FULL:
+            needed = f"it needs {show_size(size)} and " if size else ""
+            message += (
+                f"; {needed}{_free(path)} left there\n"
+                "what was finished is kept: make room, and the same command does the rest"
+            )
+        raise StorageError(message) from error
+
+
+def _os_error(error: Exception) -> int | None:
+    """Give the system's number of an error; libraries written in Rust only have it as text."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
+
+
+def _free(path: Path) -> str:
+    folder = next((one for one in path.absolute().parents if one.is_dir()), None)
+    if folder is None:
+        return "nothing is"
+    return f"{show_size(shutil.disk_usage(folder).free)} are"
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def show_size(size: int) -> str:
+    """Write a number of bytes for people."""
+    if size >= 1e8:
+        return f"{size / 1e9:.1f} GB"
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"

@@ -1,0 +1,173 @@
+"""Checkpoints: the state of a trial's training, so that a run that was stopped goes on from it."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tgsent import files
+from tgsent.records import Progress
+
+_FORMAT = 1
+_KEPT = 2
+
+
+@dataclass
+class Position:
+    """How far training has come, and what it has to tell of the way."""
+
+    step: int = 0
+    """Optimizer steps taken."""
+    epoch_loss: float = 0.0
+    """Sum of the losses of this epoch's steps."""
+    seconds: float = 0.0
+    log: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class Checkpoints:
+    """The checkpoints of one trial: safetensors files, the position and all else as metadata."""
+
+    folder: Path
+    identity: dict[str, str]
+    """What a checkpoint must be of: the recipe's and the split's hash."""
+    seconds: float
+    """The most training that a kill may cost."""
+    _saved: float = field(default_factory=time.monotonic, init=False)
+
+    @property
+    def due(self) -> bool:
+        """Tell whether the last one is old enough."""
+        return time.monotonic() - self._saved >= self.seconds
+
+    def save(
+        self,
+        position: Position,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        accelerator: Accelerator,
+    ) -> None:
+        """Write a checkpoint whole or not at all; the last two stay.
+
+        Raises StorageError where it cannot be written.
+        """
+        for older in self._newest_first()[_KEPT - 1 :]:
+            older.unlink()
+        tensors = _tensors(model, optimizer)
+        state = {"position": asdict(position), "random": _random_state(accelerator)}
+        about = {"format": _FORMAT, "identity": self.identity, **state}
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        path = self.folder / f"step-{position.step:09d}.safetensors"
+        with files.replacing(path, size) as temporary:
+            save_file(tensors, temporary, {key: json.dumps(value) for key, value in about.items()})
+        self._saved = time.monotonic()
+
+    def restore(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        accelerator: Accelerator,
+        progress: Progress,
+    ) -> Position:
+        """Put the newest sound checkpoint back; give its position, that of the start without one.
+
+        Those that are damaged, or of another recipe or split, are told of and removed.
+        """
+        for path in self._newest_first():
+            try:
+                with safe_open(path, "pt") as file:
+                    about = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
+                    _check(about, file, self.identity, model)
+                    _put_back(file, model, optimizer)
+                _put_random_state_back(about["random"], accelerator)
+                return Position(**about["position"])
+            except (SafetensorError, OSError, ValueError, KeyError) as error:
+                progress.line(f"{path}: this checkpoint cannot be used: {error}")
+                path.unlink()
+        return Position()
+
+    def _newest_first(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*.safetensors"), reverse=True)
+
+
+def remove(folder: Path) -> None:
+    """Remove the checkpoints of a trial that is finished."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _trained(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Name what training may change: trained parameters, and buffers that are saved with them."""
+    yield from ((name, p.data) for name, p in model.named_parameters() if p.requires_grad)
+    saved = model.state_dict().keys()
+    yield from ((name, buffer) for name, buffer in model.named_buffers() if name in saved)
+
+
+def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    tensors = {f"model.{name}": tensor.contiguous() for name, tensor in _trained(model)}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
+    tensors["random.torch"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        for device, state in enumerate(torch.cuda.get_rng_state_all()):
+            tensors[f"random.cuda.{device}"] = state
+    return tensors
+
+
+def _check(about: dict[str, Any], file: Any, identity: dict[str, str], model: nn.Module) -> None:
+    """Raise ValueError for a checkpoint of something else, before anything of it is put back."""
+    if about.get("format") != _FORMAT:
+        raise ValueError("it is of another version of tgsent")
+    if about["identity"] != identity:
+        raise ValueError("it is of another recipe or of other texts")
+    there = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  no dict
+    if any(there.get(f"model.{name}") != list(tensor.shape) for name, tensor in _trained(model)):
+        raise ValueError("it is of a model of another shape")
+
+
+def _put_back(file: Any, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    for name, tensor in _trained(model):
+        tensor.copy_(file.get_tensor(f"model.{name}"))
+    state: dict[int, dict[str, Tensor]] = {}
+    for name in file.keys():  # noqa: SIM118  no dict
+        kind, _, rest = name.partition(".")
+        if kind == "optimizer":
+            index, key = rest.split(".")
+            state.setdefault(int(index), {})[key] = file.get_tensor(name)
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    torch.set_rng_state(file.get_tensor("random.torch"))
+    if torch.cuda.is_available():
+        for device in range(torch.cuda.device_count()):
+            torch.cuda.set_rng_state(file.get_tensor(f"random.cuda.{device}"), device)
+
+
+def _random_state(accelerator: Accelerator) -> dict[str, Any]:
+    """Give the states of Python's and NumPy's generators, and the scale of fp16's gradients."""
+    numpy: Any = np.random.get_state(legacy=False)
+    numpy["state"]["key"] = numpy["state"]["key"].tolist()
+    return {
+        "python": random.getstate(),
+        "numpy": numpy,
+        "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
+    }
+
+
+def _put_random_state_back(states: dict[str, Any], accelerator: Accelerator) -> None:
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words), gauss))
+    np.random.set_state(states["numpy"])
+    if accelerator.scaler:
+        accelerator.scaler.load_state_dict(states["scaler"])

@@ -1,0 +1,81 @@
+"""What SIGINT, SIGTERM and SIGHUP do: they end the run soon, and training between two steps."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+
+SECONDS_TO_STOP = 8.0
+"""A step or a file that takes longer than this to finish is left unfinished."""
+
+GOING_ON = "what was finished is kept, and the same command does the rest"
+
+
+@dataclass
+class _State:
+    requested: bool = False
+    deferring: bool = False
+
+
+_state = _State()
+
+
+@contextlib.contextmanager
+def handled() -> Iterator[None]:
+    """Have the signals end what runs in the context: with KeyboardInterrupt, or as `deferred` does.
+
+    A second signal raises KeyboardInterrupt at once. Signals that this process was started to
+    ignore, as `nohup` does with SIGHUP, stay ignored.
+    """
+    _state.requested = _state.deferring = False
+    watch = threading.Timer(SECONDS_TO_STOP, _leave)
+    watch.daemon = True
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        first, _state.requested = not _state.requested, True
+        if first:
+            watch.start()
+        if not (first and _state.deferring):
+            raise KeyboardInterrupt
+
+    before = {}
+    for name in _SIGNALS:
+        number = getattr(signal, name, None)  # no SIGHUP on Windows
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            before[number] = signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        watch.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """Let the first signal only be noted in the context: what runs there asks `requested`."""
+    _state.deferring = True
+    try:
+        yield
+    finally:
+        _state.deferring = False
+
+
+def requested() -> bool:
+    """Tell whether a signal has come; also one whose KeyboardInterrupt somebody swallowed."""
+    return _state.requested
+
+
+def _leave() -> None:
+    """End this process as a kill would, which loses nothing that was finished."""
+    sys.stderr.write(f"tgsent: interrupted; {GOING_ON}\n")
+    sys.stderr.flush()
+    os._exit(130)

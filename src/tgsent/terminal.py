@@ -1,0 +1,29 @@
+"""Text that is safe to show in a terminal, wherever it comes from."""
+
+from __future__ import annotations
+
+import re
+
+from tgsent.redaction import without_secrets
+
+# control characters but tab and line feed; what turns the direction of writing, which can make a
+# text read as another; halves of characters, which no terminal can be sent
+_OBEYED = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+_LONGEST = 1_000
+
+
+def printable(text: str) -> str:
+    r"""Write as escapes, such as `\x1b`, what a terminal would obey instead of showing it."""
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def message(text: str) -> str:
+    """Make `text` printable, without secrets and without the middle of very long lines."""
+    return "\n".join(map(_shortened, printable(without_secrets(text)).split("\n")))
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 210]} [...] {line[-200:]}"

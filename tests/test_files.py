@@ -1,0 +1,102 @@
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from tgsent import files
+from tgsent.errors import StorageError
+from tgsent.files import explained, replacing, show_size, write_atomic
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*"))
+
+
+def test_nobody_else_can_read_a_file_that_is_being_written(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    mask = os.umask(0o022)
+    try:
+        with replacing(path, 3) as temporary:
+            temporary.write_text("new")
+            assert stat.S_IMODE(temporary.stat().st_mode) == 0o600
+        assert stat.S_IMODE(path.stat().st_mode) == 0o644
+        os.umask(0o077)
+        write_atomic(path, "newer")
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    finally:
+        os.umask(mask)
+
+
+def test_a_link_in_place_of_the_temporary_file_is_not_followed(tmp_path: Path) -> None:
+    victim, path = tmp_path / "victim", tmp_path / "a.json"
+    victim.write_text("mine")
+    (tmp_path / ".a.json.tmp").symlink_to(victim)
+    write_atomic(path, "new")
+    assert (victim.read_text(), path.read_text()) == ("mine", "new")
+    assert not path.is_symlink()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_told_with_path_and_space(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.json"
+    write_atomic(path, "old")
+
+    def full(_descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError) as caught:
+        write_atomic(path, "x" * 3_000_000)
+    first, second = str(caught.value).splitlines()
+    assert first.startswith(
+        f"{path}: cannot be written: {os.strerror(number)}; it needs 3.0 MB and "
+    )
+    assert first.endswith(" are left there")
+    assert second.endswith("make room, and the same command does the rest")
+    assert (path.read_text(), names(tmp_path)) == ("old", ["a.json"])
+
+
+def test_errors_of_libraries_in_rust_are_understood(tmp_path: Path) -> None:
+    with (
+        pytest.raises(
+            StorageError,
+            match=r"x: cannot be written: No space left on device; it needs 0\.0 kB and",
+        ),
+        explained(tmp_path / "x", 7),
+    ):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+
+
+def test_other_errors_pass(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"^something else$"), explained(tmp_path / "x"):
+        raise RuntimeError("something else")
+
+
+@pytest.mark.parametrize("place", ["file/a.json", "folder", f"{'x' * 300}.json"])
+def test_a_place_where_no_file_can_be_is_told(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder/inner").mkdir(parents=True)
+    with pytest.raises(StorageError, match="cannot be written: ") as caught:
+        write_atomic(tmp_path / place, "new")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [(0, "0.0 kB"), (99_000, "99.0 kB"), (1_500_000, "1.5 MB"), (2_340_000_000, "2.3 GB")],
+)
+def test_show_size(size: int, shown: str) -> None:
+    assert show_size(size) == shown
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+    monkeypatch.setattr(files, "sync", lambda path: synced.append((path.name, names(tmp_path))))
+    write_atomic(tmp_path / "a", "new")
+    assert synced == [(".a.tmp", [".a.tmp"]), (tmp_path.name, ["a"])]
