@@ -287,6 +287,12 @@ def test_a_learning_rate_far_too_large_ends_the_trial() -> None:
         train(loaded, encoded, training, learning_rate=1e38)
 
 
+def test_weights_that_the_last_step_ruined_end_the_trial() -> None:
+    loaded, encoded, training = prepared("gpt2", batch_size=40, warmup_steps=0)
+    with pytest.raises(TrialError, match=r"some weights are not finite at step 1 of 1; lower"):
+        train(loaded, encoded, training, learning_rate=1e39)
+
+
 def test_one_process_trains_in_one_precision_after_the_other() -> None:
     def losses(precision: str) -> list[float]:
         loaded, encoded, training = prepared("gpt2", precision=precision)

@@ -207,6 +207,7 @@ def test_settings_of_the_older_transformers_stay_as_they_are(t5_folder: Path) ->
     [
         (FAILS, TrialError, r"failed \(exit code 4\): RuntimeError: no luck\nall that it said is"),
         ("sys.exit(0)", TrialError, r"failed \(exit code 0\): it said nothing"),
+        ("tell('loaded'); os.kill(os.getpid(), 9)", TrialError, r"failed \(exit code -9\)"),
         ("print('hello')", TrialError, r"failed \(exit code 0\)"),
         ("tell('loaded'); tell('step', loss=float('nan'))", TrialError, "loss is nan at step 1"),
         ("tell('answer')", TrialError, "told of answer, not of loaded"),

@@ -15,6 +15,7 @@ import tgsent
 LAYERS = (
     (0, ("tgsent", "aliases", "errors", "records", "redaction")),
     (0, ("terminal",)),
+    (0, ("markup",)),
     (1, ("yaml_source", "progress", "cache", "files", "interrupts")),
     (1, ("config",)),
     (1, ("prompts", "store", "environment")),

@@ -15,6 +15,7 @@ from tgsent.aliases import ALIASES, alias_of
 from tgsent.config import TrialSpec
 from tgsent.files import write_atomic
 from tgsent.finetune import seq2seq
+from tgsent.markup import code, markdown
 from tgsent.models import LoadedModel
 from tgsent.prompts import PromptEncoder
 from tgsent.records import Split
@@ -46,7 +47,7 @@ def card(
         _front_matter(loaded, spec, metrics, data),
         "---",
         "",
-        f"# {spec.name}, fine-tuned to classify texts as {_or(spec.labels)}",
+        f"# {markdown(spec.name)}, fine-tuned to classify texts as {_or(spec.labels)}",
         "",
         f"Fine-tuned with tgsent {__version__} ({_start(spec)}) to continue a prompt with a label"
         f" word. This is trial {spec.trial}, seed {spec.seed}.",
@@ -168,14 +169,14 @@ def _caveats(spec: TrialSpec) -> list[str]:
 def _data(spec: TrialSpec, split: Split, data: dict[str, Any]) -> list[str]:
     return _table(
         [
-            ("file", f"`{_name(data)}`"),
+            ("file", code(_name(data))),
             ("SHA-256 of the file", f"`{data['sha256']}`"),
             ("texts in the file", f"{data['rows']:,}"),
             ("texts drawn", f"{data['sampled']:,}"),
             ("training texts", f"{len(split.train):,}"),
             ("held-out texts", f"{len(split.test):,}"),
             ("held-out texts also in training", f"{split.overlap:,}"),
-            ("labels", ", ".join(spec.labels)),
+            ("labels", ", ".join(map(markdown, spec.labels))),
             ("SHA-256 of the split", f"`{split.sha256}`"),
         ]
     )
@@ -195,7 +196,11 @@ def _scores(spec: TrialSpec, metrics: dict[str, Any]) -> list[str]:
         ),
     ]
     rows = [
-        (label, *(f"{row[key]:.4f}" for key in ("precision", "recall", "f1")), str(row["support"]))
+        (
+            markdown(label),
+            *(f"{row[key]:.4f}" for key in ("precision", "recall", "f1")),
+            str(row["support"]),
+        )
         for label, row in metrics["per_label"].items()
     ]
     return [*lines, "", *_table(rows, ("label", "precision", "recall", "F1", "texts"))]
@@ -218,7 +223,7 @@ def _training(spec: TrialSpec, metrics: dict[str, Any]) -> list[str]:
     resolved = ("steps", "learning_rate", "device", "precision")
     return _table(
         [
-            *[(f"`{key}`", f"`{json.dumps(value)}`") for key, value in settings.items()],
+            *[(f"`{key}`", code(json.dumps(value))) for key, value in settings.items()],
             *[(f"{key}, as it was", f"`{metrics[key]}`") for key in resolved],
             ("parameters", f"{metrics['parameters']:,}"),
             ("trained parameters", f"{metrics['trainable_parameters']:,}"),
@@ -228,14 +233,12 @@ def _training(spec: TrialSpec, metrics: dict[str, Any]) -> list[str]:
 
 def _table(rows: Iterable[Sequence[str]], header: Sequence[str] = ("", "")) -> list[str]:
     lines = [header, ["---"] * len(header), *rows]
-    return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in lines]
+    return [f"| {' | '.join(row)} |" for row in lines]
 
 
 def _code(text: str) -> str:
     """Show a text whose white space matters."""
-    quoted = json.dumps(text, ensure_ascii=False)
-    fence = "``" if "`" in quoted else "`"
-    return f"{fence}{quoted}{fence}" if text else "nothing"
+    return code(json.dumps(text, ensure_ascii=False)) if text else "nothing"
 
 
 def _name(data: dict[str, Any]) -> str:
@@ -252,4 +255,5 @@ def _start(spec: TrialSpec) -> str:
 
 
 def _or(labels: Sequence[str]) -> str:
-    return f"{', '.join(labels[:-1])} or {labels[-1]}"
+    *first, last = map(markdown, labels)
+    return f"{', '.join(first)} or {last}"
