@@ -11,7 +11,13 @@ from tgsent.config import PromptConfig, TrialSpec
 from tgsent.errors import ConfigError
 from tgsent.finetune import causal, seq2seq
 from tgsent.models import LoadedModel
-from tgsent.prompts import PromptEncoder, parse, render_prompt, render_target
+from tgsent.prompts import (
+    PromptEncoder,
+    choose_shots,
+    parse,
+    render_prompt,
+    render_target,
+)
 from tgsent.records import Example
 from tiny_models import LABELS, examples, tiny_spec
 
@@ -344,3 +350,38 @@ def test_template_with_other_braces_is_encoded_as_written() -> None:
     loaded = models.describe(spec, examples(10))
     (ids,) = models.prompt_encoder(loaded, spec).encode_prompts(["{text} a"])
     assert loaded.decode(ids[1:]) == "{x} {text} a {{}}"
+
+
+@given(st.integers(0, 50), st.integers(0, 2**32))
+def test_shots_are_training_texts_of_every_label_about_as_many(count: int, seed: int) -> None:
+    train = examples(30)
+    spec = tiny_spec(seed=seed, prompt=PromptConfig(shots=count))
+    shots = choose_shots(train, spec)
+    assert len(shots) == len(set(shots)) == min(count, 30)
+    assert set(shots) <= set(train)
+    counts = [sum(shot.label == label for shot in shots) for label in LABELS]
+    assert abs(counts[0] - counts[1]) <= 1
+    assert shots == choose_shots(train, spec)
+
+
+def test_shots_stand_before_every_prompt_token_for_token(model: tuple[str, str]) -> None:
+    loaded, plain = encoder_of(model)
+    shots = [Example("so good", "positive"), Example("so bad", "negative")]
+    spec = tiny_spec(model[0], training={"init": model[1], "max_tokens": 200})
+    encoder = models.prompt_encoder(loaded, spec, shots)
+    (shown,) = encoder.encode_prompts(["what a day"])
+    start, stop = plain.start_ids, plain.stop_ids
+    parts: list[int] = [*start]
+    for shot in shots:
+        (one,) = plain.encode_examples([shot])
+        body = one.prompt[len(start) : len(one.prompt) - len(stop)]
+        parts += [*body, *one.target[:-1], *plain_ids(loaded, "\n\n")]
+    (last,) = plain.encode_prompts(["what a day"])
+    assert list(shown) == [*parts, *last[len(start) :]]
+
+
+def test_shots_that_leave_no_room_are_refused(model: tuple[str, str]) -> None:
+    loaded, _ = encoder_of(model)
+    spec = tiny_spec(model[0], training={"init": model[1], "max_tokens": 64})
+    with pytest.raises(ConfigError, match="leaves no room for any text"):
+        models.prompt_encoder(loaded, spec, [Example("long " * 40, "positive")] * 3)

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tgsent.report import notes, results_csv, results_table
+from tgsent.report import notes, results_csv, results_table, sentences
 
 
 def trial(model: str, number: int, macro_f1: float, unparsed: int = 0) -> dict[str, Any]:
@@ -38,7 +38,12 @@ def results(**more: Any) -> dict[str, Any]:
             {
                 "model": "gpt2",
                 "trials": [trial("gpt2", 1, 0.8, 3), trial("gpt2", 2, 0.9, 1)],
-                "macro_f1": {"mean": 0.85, "std": 0.0707, "ci95": [0.2147, 1.4853]},
+                "macro_f1": {
+                    "mean": 0.85,
+                    "std": 0.0707,
+                    "ci95": [0.2147, 1.4853],
+                    "bootstrap95": [0.8, 0.91],
+                },
                 "failed": [],
             },
             {
@@ -54,6 +59,8 @@ def results(**more: Any) -> dict[str, Any]:
                 "failed": [],
             },
         ],
+        "verdict": ["gpt2 is best.", "That is luck."],
+        "comparisons": [{"sentence": "gpt2 and t5 cannot be told apart"}],
         "manifest": {"splits": [{"trial": k, "n_test": 10, "sha256": f"{k}" * 64} for k in (1, 2)]},
         **more,
     }
@@ -69,10 +76,10 @@ def render(values: dict[str, Any]) -> list[list[str]]:
 
 def test_the_table_has_a_row_per_model_and_a_column_per_trial() -> None:
     header, gpt2, t5, odd = render(results())
-    assert header == ["model", "trial 1", "trial 2", "mean", "std", "unparsed", "training"]
-    assert gpt2 == ["gpt2", "0.8000", "0.9000", "0.8500", "0.0707", "20.0%", "25 s"]
-    assert t5 == ["t5", "failed", "0.7000", "0.7000", "-", "0.0%", "12 s"]
-    assert odd == ["[b]odd", "-", "-", "-", "-", "-", "-"]
+    assert header == ["model", "trial 1", "trial 2", "mean", "std", "95 %", "unparsed", "training"]
+    assert gpt2 == ["gpt2", "0.8000", "0.9000", "0.8500", "0.0707", "0.800-0.910", "20.0%", "25 s"]
+    assert t5 == ["t5", "failed", "0.7000", "0.7000", "-", "-", "0.0%", "12 s"]
+    assert odd == ["[b]odd", "-", "-", "-", "-", "-", "-", "-"]
 
 
 def test_the_table_shows_published_numbers_where_there_are_any() -> None:
@@ -121,3 +128,9 @@ def test_a_formula_as_a_models_name_is_escaped_unless_told_otherwise() -> None:
     for escape, name in ((True, "'=1+1"), (False, "=1+1")):
         text = results_csv({"models": [model]}, escape_formulas=escape)
         assert [row["model"] for row in csv.DictReader(io.StringIO(text))] == [name]
+
+
+def test_sentences() -> None:
+    assert sentences(results()) == [
+        "gpt2 is best. That is luck.", "gpt2 and t5 cannot be told apart"
+    ]  # fmt: skip

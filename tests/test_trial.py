@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from tgsent import metrics, models
-from tgsent.config import TrialSpec
+from tgsent.config import PromptConfig, TrialSpec
 from tgsent.errors import UnavailableError
 from tgsent.evaluate import classify
 from tgsent.finetune import speedups
@@ -225,3 +225,11 @@ def test_a_model_trained_in_bf16_answers_alike_in_batches_of_any_size() -> None:
     assert [p.predicted for p in one.predictions] == [p.predicted for p in many.predictions]
     for p, q in zip(one.predictions, many.predictions, strict=True):
         assert p.probabilities == pytest.approx(q.probabilities, abs=1e-5)
+
+
+@pytest.mark.parametrize("model", FAMILIES)
+def test_without_epochs_the_model_is_scored_as_it_is(model: str) -> None:
+    result = run(tiny_spec(model, training={"epochs": 0}, prompt=PromptConfig(shots=2)))
+    assert (result.metrics["steps"], result.log) == (0, ())
+    assert result.metrics["train_examples_per_second"] == 0
+    assert len(result.predictions) == 12

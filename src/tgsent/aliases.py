@@ -28,6 +28,9 @@ ALIASES = {
     "flan-t5-base": Alias("google/flan-t5-base", "t5"),
 }
 
+BASELINES = ("majority", "tfidf")
+"""Reference rows that are no language models."""
+
 
 def alias_of(model: str) -> str | None:
     """Give the alias of a model that is named by it or by its Hub id, with or without revision."""

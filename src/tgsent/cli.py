@@ -184,7 +184,7 @@ def _missing_models(settings: RunConfig) -> Iterator[str]:
     from tgsent.hub import fetch
 
     for spec in settings.trial_specs(()):
-        if spec.trial == 1 and spec.training.init != "tiny":
+        if spec.trial == 1 and spec.training.init != "tiny" and not spec.is_baseline:
             try:
                 fetch(spec.model, weights=False)
             except UnavailableError as error:
@@ -195,14 +195,17 @@ def _print_results(results: dict[str, Any], *, as_json: bool, quiet: bool) -> No
     """Print the results, and what is to be said of them; exit with 1 where trials failed."""
     from rich.console import Console
 
-    from tgsent.report import notes, results_table
+    from tgsent.report import notes, results_table, sentences
     from tgsent.store import to_json
 
     if as_json:
         sys.stdout.write(to_json(results))
     else:
         # a file or a pipe has no width: nothing may be cut there
-        Console(width=None if sys.stdout.isatty() else 250).print(results_table(results))
+        console = Console(width=None if sys.stdout.isatty() else 250)
+        console.print(results_table(results))
+        for sentence in sentences(results):
+            console.print(printable(sentence), markup=False, highlight=False, soft_wrap=True)
     for note in () if quiet else notes(results):
         _complain(note)
     failures = [(m["model"], f) for m in results["models"] for f in m["failed"]]
@@ -258,6 +261,14 @@ def _run_app() -> int:
         return int(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = StoppedError.exit_code
+    except Exception as error:
+        if os.environ.get("TGSENT_DEBUG") == "1":
+            raise
+        _complain(
+            f"unexpected {type(error).__name__}: {error}\n"
+            "this is a fault of tgsent: TGSENT_DEBUG=1 in the environment shows where"
+        )
+        return TgsentError.exit_code
     if code == StoppedError.exit_code:  # into which Typer may have turned Ctrl-C already
         _complain(f"interrupted; {interrupts.GOING_ON}")
     return code

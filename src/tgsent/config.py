@@ -33,7 +33,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from tgsent import yaml_source
-from tgsent.aliases import ALIASES, alias_of
+from tgsent.aliases import ALIASES, BASELINES, alias_of
 from tgsent.errors import ConfigError
 from tgsent.yaml_source import Source
 
@@ -170,6 +170,10 @@ class PromptConfig(Section):
             raise PydanticCustomError("template", "must contain {label} exactly once")
         return template
 
+    shots: Annotated[int, Field(ge=0)] = 0
+    """Worked examples before every prompt (few-shot): training texts with their labels, of every
+    label about as many, drawn with the trial's seed."""
+
 
 class SimpleT5Config(Section):
     """What the package SimpleT5 is told beside the keys it shares with the native recipe."""
@@ -226,8 +230,8 @@ class TrainingConfig(Section):
     init: Literal["pretrained", "random", "tiny"] = "pretrained"
     """`pretrained`; `random`: architecture and tokenizer of the model, fresh weights; `tiny`: a
     small built-in architecture of the same family, its tokenizer trained on the training split."""
-    epochs: PositiveInt = 3
-    """Passes over the training split."""
+    epochs: Annotated[int, Field(ge=0)] = 3
+    """Passes over the training split. 0: none, so that the model is scored as it is (zero-shot)."""
     batch_size: PositiveInt = 32
     """Texts per optimizer step."""
     gradient_accumulation: PositiveInt = 1
@@ -287,6 +291,13 @@ class TrainingConfig(Section):
                 "backend", "must be {names} with `backend: simplet5`", {"names": names}
             )
         return value
+
+    @field_validator("epochs")
+    @classmethod
+    def _the_package_trains(cls, epochs: int, info: ValidationInfo) -> int:
+        if info.data.get("backend") == "simplet5" and epochs == 0:
+            raise PydanticCustomError("backend", "must be 1 or more with `backend: simplet5`")
+        return epochs
 
     @field_validator("simplet5")
     @classmethod
@@ -351,7 +362,9 @@ class ModelConfig(Section):
 
     model: Annotated[str, Field(min_length=1)]
     """Alias (`gpt2`, `gpt-neo`, `t5` and larger ones), Hub id, or folder that holds a model; the
-    first two may have `@REVISION` behind them."""
+    first two may have `@REVISION` behind them. Two names are reference rows, fitted on the same
+    training texts: `majority` gives the commonest label, `tfidf` is logistic regression on weighted
+    words and characters."""
     as_: Annotated[str, Field(min_length=1)] | None = Field(default=None, alias="as")
     """Its name in tables and folders. `null`: the last part of `model`, and ` (simplet5)` after it
     with `training.backend: simplet5`."""
@@ -363,7 +376,7 @@ class ModelConfig(Section):
     def name(self, backend: str) -> str:
         """Give its name in tables and folders, for the backend that it is trained with."""
         last_part = self.model.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-        way = "" if backend == "native" else f" ({backend})"
+        way = "" if backend == "native" or self.model in BASELINES else f" ({backend})"
         return self.as_ or re.sub(r"[^\w.@-]", "-", last_part) + way
 
     @field_validator("as_")
@@ -443,8 +456,11 @@ class RunConfig(Section):
                 prompt=_override(self.prompt, model.prompt),
                 training=_override(self.training, model.training),
                 evaluation=self.evaluation,
-                save_model=self.output.save_model == "all"
-                or (self.output.save_model == "first" and trial == 1),
+                save_model=model.model not in BASELINES
+                and (
+                    self.output.save_model == "all"
+                    or (self.output.save_model == "first" and trial == 1)
+                ),
                 checkpoint_minutes=self.output.checkpoint_minutes,
                 escape_formulas=self.output.escape_formulas,
             )
@@ -499,6 +515,11 @@ class TrialSpec(Section):
         )
         canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @property
+    def is_baseline(self) -> bool:
+        """Tell a reference row from a language model."""
+        return self.model in BASELINES
 
     @property
     def title(self) -> str:
@@ -718,11 +739,13 @@ def _simplet5_mistakes(values: Any) -> Iterable[_Mistake]:
             yield _Mistake(("models", index, "model"), message, f", not {_short(name)}")
         for section, key, allowed in (
             ("prompt", "start_token", None),
+            ("prompt", "shots", 0),
             ("evaluation", "decoding", "free"),
         ):
             path, value = _setting(values, index, section, key)
-            if value not in (None, allowed):
-                message = f"must be {allowed or 'null'} with `training.backend: simplet5`"
+            if value is not None and value != allowed:
+                shown = "null" if allowed is None else allowed
+                message = f"must be {shown} with `training.backend: simplet5`"
                 yield _Mistake(path, message, f", not {_short(value)}")
 
 

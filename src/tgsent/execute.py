@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from tgsent import __version__, environment, hub, interrupts, report
+from tgsent import __version__, environment, hub, interrupts, report, results
 from tgsent.aliases import alias_of
 from tgsent.config import RunConfig, TrialSpec
 from tgsent.data import Dataset
@@ -23,7 +23,6 @@ from tgsent.errors import (
     TrialError,
     UnavailableError,
 )
-from tgsent.metrics import summarize
 from tgsent.records import Progress, Split
 from tgsent.redaction import without_secrets
 from tgsent.store import RunFolder
@@ -81,12 +80,12 @@ def run(
                 failed[spec.name, spec.trial] = outcome
             else:
                 finished[spec.name, spec.trial] = outcome
-            _write_results(folder, config, collect(config, dataset, finished, failed, manifest))
+            _write_results(folder, config, _collect(config, folder, finished, failed, manifest))
         manifest["finished"] = _now()
         folder.write_json("manifest.json", manifest)
-        results = collect(config, dataset, finished, failed, manifest)
-        _write_results(folder, config, results)
-    return results
+        result = _collect(config, folder, finished, failed, manifest)
+        _write_results(folder, config, result)
+    return result
 
 
 def _finished(
@@ -106,6 +105,7 @@ def _fetch_models(pending: Sequence[TrialSpec], progress: Progress) -> dict[str,
 
     Gives their commits on the Hub.
     """
+    pending = [spec for spec in pending if not spec.is_baseline]
     specs = {spec.name: spec for spec in pending}
     commits: dict[str, str | None] = {}
     if any(spec.training.backend == "simplet5" for spec in pending):
@@ -114,10 +114,11 @@ def _fetch_models(pending: Sequence[TrialSpec], progress: Progress) -> dict[str,
         snapshot = hub.fetch_for(spec, progress)
         commits[name] = snapshot.commit if snapshot else None
 
-    from tgsent import models  # takes seconds: what is missing has been told before
+    if specs:
+        from tgsent import models  # takes seconds: what is missing has been told before
 
-    for spec in specs.values():
-        models.check(spec)
+        for spec in specs.values():
+            models.check(spec)
     return commits
 
 
@@ -176,33 +177,24 @@ def _attempt(
     return without_secrets(reason)
 
 
-def collect(
+def _collect(
     config: RunConfig,
-    dataset: Dataset,
+    folder: RunFolder,
     finished: dict[tuple[str, int], dict[str, Any]],
     failed: dict[tuple[str, int], str],
     manifest: dict[str, Any],
 ) -> dict[str, Any]:
-    """Put together the content of `results.json`; failed trials are in no mean."""
-    rows = []
-    for name in config.names:
-        trials = [finished[name, k] for k in range(1, config.trials + 1) if (name, k) in finished]
-        rows.append(
-            {
-                "model": name,
-                "trials": trials,
-                "macro_f1": summarize([trial["macro_f1"] for trial in trials]),
-                "failed": [
-                    {"trial": k, "reason": failed[name, k]}
-                    for k in range(1, config.trials + 1)
-                    if (name, k) in failed
-                ],
-            }
-        )
-    results: dict[str, Any] = {"schema_version": 1, "name": config.name, "models": rows}
-    if article := _article(config, dataset):
-        results["article"] = article
-    return {**results, "manifest": manifest}
+    """Give the content of `results.json` for the trials that this run is about."""
+    numbers = range(1, config.trials + 1)
+    trials = {
+        name: {k: finished[name, k] for k in numbers if (name, k) in finished}
+        for name in config.names
+    }
+    reasons = {
+        name: {k: failed[name, k] for k in numbers if (name, k) in failed} for name in config.names
+    }
+    predictions = {key: folder.predictions(*key) for key in finished}
+    return results.collect(config.name, trials, reasons, predictions, manifest)
 
 
 def _article(config: RunConfig, dataset: Dataset) -> dict[str, Any] | None:
@@ -221,10 +213,10 @@ def _first_specs(config: RunConfig, dataset: Dataset) -> list[TrialSpec]:
     return [spec for spec in config.trial_specs(dataset.labels) if spec.trial == 1]
 
 
-def _write_results(folder: RunFolder, config: RunConfig, results: dict[str, Any]) -> None:
+def _write_results(folder: RunFolder, config: RunConfig, result: dict[str, Any]) -> None:
     escape = config.output.escape_formulas
-    folder.write_json("results.json", results)
-    folder.write("results.csv", report.results_csv(results, escape_formulas=escape))
+    folder.write_json("results.json", result)
+    folder.write("results.csv", report.results_csv(result, escape_formulas=escape))
 
 
 def make_manifest(
@@ -248,7 +240,7 @@ def make_manifest(
         "command": list(map(without_secrets, command)),
         "git_commit": _git_commit(),
         "models": [
-            {"name": name, "model": model.model, "commit": commits[name]}
+            {"name": name, "model": model.model, "commit": commits.get(name)}
             for name, model in zip(config.names, config.models, strict=True)
         ],
         "data": {
@@ -272,6 +264,7 @@ def make_manifest(
             }
             for split in splits
         ],
+        "article": _article(config, dataset),
         "started": _now(),
         "finished": None,
     }

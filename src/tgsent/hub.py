@@ -50,8 +50,8 @@ class Snapshot:
 
 
 def fetch_for(spec: TrialSpec, progress: Progress | None = None) -> Snapshot | None:
-    """Give the files that a trial starts from, as `fetch` does; None for a tiny model."""
-    if spec.training.init == "tiny":
+    """Give the files that a trial starts from, as `fetch` does; None where it needs none."""
+    if spec.training.init == "tiny" or spec.is_baseline:
         return None
     return fetch(spec.model, weights=spec.training.init == "pretrained", progress=progress)
 

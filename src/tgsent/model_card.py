@@ -17,7 +17,7 @@ from tgsent.files import write_atomic
 from tgsent.finetune import seq2seq
 from tgsent.markup import code, markdown
 from tgsent.models import LoadedModel
-from tgsent.prompts import PromptEncoder
+from tgsent.prompts import PromptEncoder, choose_shots
 from tgsent.records import Split
 
 _EXAMPLE = "What a lovely day!"
@@ -41,7 +41,7 @@ def card(
     data: dict[str, Any],
 ) -> str:
     """Write the card: YAML for programs, then Markdown for people."""
-    encoder = models.prompt_encoder(loaded, spec)
+    encoder = models.prompt_encoder(loaded, spec, choose_shots(split.train, spec))
     lines = [
         "---",
         _front_matter(loaded, spec, metrics, data),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -176,8 +177,10 @@ def learning_rate(training: TrainingConfig, family: Family) -> float:
     return 6.25e-5 if training.lora is None else 2e-4
 
 
-def prompt_encoder(loaded: LoadedModel, spec: TrialSpec) -> PromptEncoder:
-    """Make the prompt builder for this model's tokenizer.
+def prompt_encoder(
+    loaded: LoadedModel, spec: TrialSpec, shots: Sequence[Example] = ()
+) -> PromptEncoder:
+    """Make the prompt builder for this model's tokenizer, with worked examples where there are any.
 
     Raises ConfigError where the tokenizer cannot write a label word so that it can be read back.
     """
@@ -193,16 +196,20 @@ def prompt_encoder(loaded: LoadedModel, spec: TrialSpec) -> PromptEncoder:
         ]
         return ids
 
-    encoder = PromptEncoder(
+    builder = partial(
+        PromptEncoder,
         prompt=spec.prompt,
         labels=spec.labels,
         encode_texts=encode_texts,
         special_ids=special,
         end_id=loaded.ids.end,
         max_tokens=spec.training.max_tokens,
-        start_ids=(_id_of(tokenizer, start),) if start else (),
-        stop_ids=(loaded.ids.end,) if is_seq2seq else (),
         target_counts=not is_seq2seq,
+    )
+    start_ids = (_id_of(tokenizer, start),) if start else ()
+    encoder: PromptEncoder = builder(
+        start_ids=start_ids + (builder().encode_shots(shots) if shots else ()),
+        stop_ids=(loaded.ids.end,) if is_seq2seq else (),
     )
     for label, target in encoder.targets.items():
         if parse(spec.prompt, spec.labels, loaded.decode(target[:-1])) != label:

@@ -17,7 +17,7 @@ from tgsent.data import Dataset
 from tgsent.errors import UnavailableError
 from tgsent.files import show_size
 from tgsent.finetune import loop
-from tgsent.prompts import render_prompt, render_target
+from tgsent.prompts import choose_shots, render_prompt, render_target
 from tgsent.records import Split
 
 
@@ -49,7 +49,7 @@ def make_plan(
     """Describe the run; a model that cannot be reached is left out and its error returned."""
     plans, missing = [], []
     for spec in config.trial_specs(dataset.labels):
-        if spec.trial == 1:
+        if spec.trial == 1 and not spec.is_baseline:
             try:
                 plans.append(plan_model(spec, splits[0]))
             except UnavailableError as error:
@@ -88,7 +88,7 @@ def plan_model(spec: TrialSpec, split: Split) -> ModelPlan:
     """
     models.check_backend(spec)
     loaded = models.describe(spec, split.train)
-    encoder = models.prompt_encoder(loaded, spec)
+    encoder = models.prompt_encoder(loaded, spec, choose_shots(split.train, spec))
     train = encoder.encode_examples(split.train)
     truncated = encoder.truncated
     test = encoder.encode_prompts([example.text for example in split.test])
@@ -106,7 +106,7 @@ def plan_model(spec: TrialSpec, split: Split) -> ModelPlan:
     least = memory.estimate(loaded.model, spec.training)
     epochs = spec.training.epochs
     example = split.train[0]
-    start = spec.prompt.start_token or loaded.tokenizer.bos_token or ""
+    start = loaded.decode(encoder.start_ids)
     prompt, end = start + render_prompt(spec.prompt, example.text), loaded.tokenizer.eos_token
     if loaded.model.config.is_encoder_decoder:
         prompt += f"{end} ->"

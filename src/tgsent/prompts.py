@@ -6,10 +6,11 @@ library: a tokenizer is whatever turns strings into token ids.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 
-from tgsent.config import PromptConfig
+from tgsent.config import PromptConfig, TrialSpec
 from tgsent.errors import ConfigError
 from tgsent.records import Encoded, Example
 
@@ -41,6 +42,23 @@ def parse(prompt: PromptConfig, labels: Iterable[str], generated: str) -> str | 
         if answer == render_target(prompt, label).split():
             return label
     return None
+
+
+def choose_shots(train: Sequence[Example], spec: TrialSpec) -> tuple[Example, ...]:
+    """Draw the worked examples of a few-shot prompt from training texts, the labels by turns."""
+    rng = random.Random(spec.seed)
+    by_label = {
+        label: [example for example in train if example.label == label] for label in spec.labels
+    }
+    order = rng.sample(spec.labels, len(spec.labels))
+    chosen: list[Example] = []
+    while len(chosen) < spec.prompt.shots and any(by_label.values()):
+        label = order[len(chosen) % len(order)]
+        if own := by_label[label]:
+            chosen.append(own.pop(rng.randrange(len(own))))
+        else:
+            order.remove(label)
+    return tuple(chosen)
 
 
 @dataclass
@@ -117,6 +135,12 @@ class PromptEncoder:
             Encoded(prompt, self.targets[example.label])
             for prompt, example in zip(prompts, examples, strict=True)
         ]
+
+    def encode_shots(self, shots: Sequence[Example]) -> tuple[int, ...]:
+        """Encode worked examples, each prompt and completion with an empty line after it."""
+        between = self._encode_data("\n\n")
+        encoded = self.encode_examples(shots)
+        return tuple(i for e in encoded for i in (*e.prompt, *e.target[:-1], *between))
 
     def _encode_data(self, text: str) -> list[int]:
         """Encode a text none of whose parts may become a special token.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from typing import Any
 
 from rich.markup import escape
@@ -58,6 +59,11 @@ def notes(results: dict[str, Any]) -> list[str]:
     return lines
 
 
+def sentences(results: dict[str, Any]) -> list[str]:
+    """Say which model is best, and of every pair whether that is more than luck."""
+    return [" ".join(results["verdict"]), *(one["sentence"] for one in results["comparisons"])]
+
+
 def results_table(results: dict[str, Any]) -> Table:
     """Make the table: a row per model, a column per trial, mean and standard deviation."""
     splits = results["manifest"]["splits"]
@@ -72,7 +78,7 @@ def results_table(results: dict[str, Any]) -> Table:
     table.add_column("model")
     for split in splits:
         table.add_column(f"trial {split['trial']}", justify="right")
-    columns = ["mean", "std", "unparsed", "training"] + (["article"] if published else [])
+    columns = ["mean", "std", "95 %", "unparsed", "training"] + (["article"] if published else [])
     for column in columns:
         table.add_column(column, justify="right")
     for model in results["models"]:
@@ -88,6 +94,7 @@ def results_table(results: dict[str, Any]) -> Table:
             ),
             _number(summary["mean"]),
             _number(summary["std"]),
+            _interval(summary.get("bootstrap95")),
             f"{sum(trial['unparsed'] for trial in trials) / n_test:.1%}" if n_test else "-",
             f"{sum(trial['train_seconds'] for trial in trials):.0f} s" if trials else "-",
         ]
@@ -95,6 +102,10 @@ def results_table(results: dict[str, Any]) -> Table:
             cells.append(_number(published.get(model["model"]), digits=3))
         table.add_row(*cells)
     return table
+
+
+def _interval(ends: Sequence[float] | None) -> str:
+    return f"{ends[0]:.3f}-{ends[1]:.3f}" if ends else "-"
 
 
 def _number(value: float | None, digits: int = 4) -> str:

@@ -11,7 +11,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,10 +132,11 @@ class RunFolder:
         for spec in specs:
             folder = self.trial_folder(spec)
             for stale in folder.glob(".*.tmp"):
-                if stale.is_dir():
-                    shutil.rmtree(stale)
-                else:
-                    stale.unlink()
+                with files.explained(stale):
+                    if stale.is_dir():
+                        shutil.rmtree(stale)
+                    else:
+                        stale.unlink()
             if (spec.name, spec.trial) in finished:
                 self._remove_checkpoints(spec)
 
@@ -148,8 +149,9 @@ class RunFolder:
         return self.trial_folder(spec) / "checkpoint"
 
     def _remove_checkpoints(self, spec: TrialSpec) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self.checkpoint_folder(spec))
+        folder = self.checkpoint_folder(spec)
+        with files.explained(folder), contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(folder)
 
     def finished(self, spec: TrialSpec, split_sha256: str) -> dict[str, Any] | None:
         """Give the metrics of a finished trial of this very recipe and split, or None."""
@@ -164,6 +166,13 @@ class RunFolder:
         if spec.save_model and not (folder / "model").is_dir():
             return None
         return metrics
+
+    def predictions(self, model: str, trial: int) -> list[Prediction]:
+        """Read the answers of a finished trial."""
+        folder = self.path / model / f"trial-{trial}"
+        metrics = json.loads((folder / "metrics.json").read_bytes())
+        content = (folder / "predictions.csv").read_bytes().decode("utf-8", "surrogatepass")
+        return read_predictions(content, escaped=metrics.get("formulas_escaped", True))
 
     def other_trials(self, specs: Sequence[TrialSpec]) -> list[str]:
         """Name the finished trials in the folder that are none of `specs`."""
@@ -197,7 +206,8 @@ class RunFolder:
         """Write all files of a finished trial; `metrics.json` comes last and makes it finished."""
         folder = self.trial_folder(spec)
         for outdated in ("metrics.json", "error.txt"):
-            (folder / outdated).unlink(missing_ok=True)
+            with files.explained(folder / outdated):
+                (folder / outdated).unlink(missing_ok=True)
         predictions = predictions_csv(
             result.predictions, spec.labels, escape_formulas=spec.escape_formulas
         )
@@ -238,6 +248,23 @@ def predictions_csv(
     if escape_formulas:
         rows = [list(map(escape_formula, row)) for row in rows]
     return "".join(map(_csv_line, rows))
+
+
+def read_predictions(content: str, *, escaped: bool) -> list[Prediction]:
+    """Read what `predictions_csv` wrote."""
+    csv.field_size_limit(2**31 - 1)  # a text may be as long as it likes
+    exact: Callable[[str], str] = unescape_formula if escaped else str
+    _, *rows = csv.reader(io.StringIO(content, newline=""))
+    return [
+        Prediction(
+            text=exact(row[0]),
+            label=exact(row[1]),
+            predicted=exact(row[2]) or None,
+            generated=exact(row[3]),
+            probabilities=tuple(map(float, row[4:])) or None,
+        )
+        for row in rows
+    ]
 
 
 # What spreadsheets take for the beginning of a formula, or skip on the way to one (OWASP, "CSV

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 
-from tgsent import __version__, files, hub, memory, metrics, models
+from tgsent import __version__, baselines, files, hub, memory, metrics, models
 from tgsent.config import TrialSpec
 from tgsent.evaluate import classify
 from tgsent.finetune import loop, simplet5, speedups, trainable
 from tgsent.finetune.checkpoint import Checkpoints
 from tgsent.finetune.family import Batch, Counted
 from tgsent.models import LoadedModel
+from tgsent.prompts import choose_shots
 from tgsent.records import Encoded, Outcome, Progress, Split, TrialResult
 
 
@@ -37,7 +38,9 @@ def run_trial(
     The fine-tuned model is saved in the folder `save_to`, where one is given, and training goes on
     from the checkpoints in `checkpoints_in`; the package SimpleT5 knows none and starts anew.
     """
-    if spec.training.backend == "simplet5":
+    if spec.is_baseline:
+        outcome = baselines.run(spec, split, progress, _peak_memory())
+    elif spec.training.backend == "simplet5":
         outcome = _through_simplet5(spec, split, progress, save_to)
     else:
         outcome = _through_our_loop(spec, split, progress, save_to, checkpoints_in)
@@ -57,8 +60,10 @@ def _through_our_loop(
         torch.cuda.reset_peak_memory_stats()
     loaded = _load(spec, split, progress)
     speedups.apply(loaded.model)
-    encoder = models.prompt_encoder(loaded, spec)
-    examples = encoder.encode_examples(split.train)
+    shots = choose_shots(split.train, spec)
+    encoder = models.prompt_encoder(loaded, spec, shots)
+    # what every prompt shows with its label is nothing to learn from
+    examples = encoder.encode_examples([e for e in split.train if e not in shots])
     training = spec.training
     pad_to = training.max_tokens if loop.padding(training) == "max_tokens" else None
 
@@ -150,6 +155,7 @@ def _load(spec: TrialSpec, split: Split, progress: Progress) -> LoadedModel:
 def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> dict[str, Any]:
     """Put together the content of `metrics.json`."""
     n_train, n_test = len(split.train), len(split.test)
+    passes = 1 if spec.is_baseline else spec.training.epochs
     scores = metrics.score(outcome.predictions, spec.labels)
     snapshot = hub.fetch_for(spec)
     return {
@@ -158,7 +164,7 @@ def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> dict[str, Any]:
         "trial": spec.trial,
         "seed": spec.seed,
         **scores,
-        "warnings": metrics.doubts(scores),
+        "warnings": [] if spec.model == "majority" else metrics.doubts(scores),
         "truncated": outcome.truncated,
         "truncated_tokens": outcome.truncated_tokens,
         "duplicates": split.duplicates,
@@ -169,7 +175,7 @@ def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> dict[str, Any]:
         "steps": outcome.steps,
         "learning_rate": outcome.learning_rate,
         "train_seconds": outcome.train_seconds,
-        "train_examples_per_second": n_train * spec.training.epochs / outcome.train_seconds,
+        "train_examples_per_second": _rate(n_train * passes, outcome.train_seconds),
         "eval_seconds": outcome.eval_seconds,
         "eval_examples_per_second": n_test / outcome.eval_seconds,
         "peak_memory_bytes": outcome.peak_memory_bytes,
@@ -182,7 +188,12 @@ def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> dict[str, Any]:
         "split_sha256": split.sha256,
         "fingerprint": spec.fingerprint,
         "signature": signature(spec, split),
+        "formulas_escaped": spec.escape_formulas,
     }
+
+
+def _rate(examples: int, seconds: float) -> float:
+    return examples / seconds if examples else 0.0
 
 
 def signature(spec: TrialSpec, split: Split) -> str:

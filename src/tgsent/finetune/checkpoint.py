@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -65,7 +64,8 @@ class Checkpoints:
         Raises StorageError where it cannot be written.
         """
         for older in self._newest_first()[_KEPT - 1 :]:
-            older.unlink()
+            with files.explained(older):
+                older.unlink()
         tensors = _tensors(model, optimizer)
         state = {"position": asdict(position), "random": _random_state(accelerator)}
         about = {"format": _FORMAT, "identity": self.identity, **state}
@@ -101,11 +101,6 @@ class Checkpoints:
 
     def _newest_first(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.safetensors"), reverse=True)
-
-
-def remove(folder: Path) -> None:
-    """Remove the checkpoints of a trial that is finished."""
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _trained(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

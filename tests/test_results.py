@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tgsent.records import Prediction
+from tgsent.results import collect
+
+LABELS = ["x", "y"]
+
+
+def answers(right: int, n: int = 40) -> list[Prediction]:
+    """n texts of both labels by turns, the first ones answered rightly."""
+    truth = [LABELS[i % 2] for i in range(n)]
+    said = [t if i < right else LABELS[LABELS.index(t) - 1] for i, t in enumerate(truth)]
+    return [Prediction("text", t, s, s) for t, s in zip(truth, said, strict=True)]
+
+
+def result(scores: dict[str, dict[int, int]], **more: Any) -> dict[str, Any]:
+    """Collect models that have so many of 40 texts right in each trial."""
+    predictions = {(m, k): answers(n) for m, own in scores.items() for k, n in own.items()}
+    trials = {m: {k: {"macro_f1": n / 40} for k, n in own.items()} for m, own in scores.items()}
+    manifest = {"data": {"labels": LABELS}, **more}
+    failed = {"gpt2": {3: "no luck"}}
+    return collect("mine", trials, failed, predictions, manifest)
+
+
+def test_every_model_has_a_row_with_mean_deviation_and_intervals() -> None:
+    found = result({"gpt2": {1: 30, 2: 34}, "t5": {}})
+    gpt2, t5 = found["models"]
+    assert gpt2["macro_f1"]["mean"] == pytest.approx(0.8)
+    assert gpt2["macro_f1"]["ci95"][0] < 0.75 < 0.85 < gpt2["macro_f1"]["ci95"][1]
+    low, high = gpt2["macro_f1"]["bootstrap95"]
+    assert 0.65 < low < 0.75 < 0.85 < high < 0.95
+    assert t5["macro_f1"] == {"mean": None, "std": None, "ci95": None, "bootstrap95": None}
+    assert gpt2["failed"] == [{"trial": 3, "reason": "no luck"}]
+    assert (found["schema_version"], found["name"]) == (1, "mine")
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_published_numbers_are_passed_on() -> None:
+    assert "article" not in result({"gpt2": {1: 30}}, article=None)
+    assert result({"gpt2": {1: 30}}, article={"trials": 3})["article"] == {"trials": 3}
+
+
+@pytest.mark.parametrize(
+    ("scores", "second"),
+    [
+        ({"gpt2": {1: 30}}, "There is no other model to compare it with."),
+        ({"gpt2": {1: 30}, "t5": {1: 29}},
+         "It cannot be told apart from t5 on these test texts."),
+        ({"t5": {1: 10}, "gpt2": {1: 39}}, "It is better than t5 by more than luck."),
+        ({"a": {1: 10}, "gpt2": {1: 39}, "b": {1: 38}, "c": {1: 37}},
+         "It is better than a by more than luck, but cannot be told apart from b and c on these"
+         " test texts."),
+    ],
+)  # fmt: skip
+def test_the_verdict(scores: dict[str, dict[int, int]], second: str) -> None:
+    first, *rest = result(scores)["verdict"]
+    assert first.startswith("gpt2 has the highest mean macro-F1, 0.")
+    assert "over 1 trial (95 % 0." in first
+    assert rest == [second]
+
+
+def test_the_verdict_of_nothing() -> None:
+    assert result({"gpt2": {}})["verdict"] == ["No trial is finished."]
+
+
+def test_every_pair_is_compared() -> None:
+    found = result({"a": {1: 10}, "b": {1: 39}, "c": {1: 38}})
+    assert [(c["first"], c["second"], c["real"]) for c in found["comparisons"]] == [
+        ("a", "b", True), ("a", "c", True), ("b", "c", False)
+    ]  # fmt: skip
+    assert all(c["sentence"] for c in found["comparisons"])
