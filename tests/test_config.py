@@ -504,7 +504,7 @@ def test_set_changes_one_model_where_two_share_an_alias(write: Write) -> None:
     [
         ("nope.x=1", "nope (--set nope.x): unknown key"),
         ("training.epoch=1", "training.epoch (--set training.epoch): unknown key; did you mean"),
-        ("training.epochs=0", "training.epochs (--set training.epochs): must be greater"),
+        ("training.epochs=-1", "training.epochs (--set training.epochs): must be greater"),
         (
             "seed.x=0",
             "seed (--set seed.x): must be a whole number, not {'x': 0}",

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 
-from tgsent.config import DataConfig, RunConfig
+from tgsent.config import DataConfig, RunConfig, load
 from tgsent.data import Dataset, load_dataset, make_splits
 from tgsent.errors import DataError
 from tgsent.records import Split
@@ -432,3 +432,65 @@ def test_sample_and_splits_are_those_of_pandas_and_scikit_learn(tweets: Path) ->
         for part, examples in zip(parts, (split.train, split.test), strict=True):
             assert [e.text for e in examples] == list(part[5])
             assert [e.label for e in examples] == list(part[0].map(words))
+
+
+# ------------------------------------------------------------------------------- extra test texts
+
+
+def with_extra(size: int, *overrides: str) -> tuple[Dataset, tuple[Split, ...]]:
+    config = load(
+        "smoke",
+        overrides=["data.sample_size=400", f"data.extra_test_size={size}", *overrides],
+    )
+    dataset = load_dataset(config.data)
+    return dataset, make_splits(dataset, config)
+
+
+def test_extra_test_texts_are_from_outside_the_sample_and_the_same_for_all_trials() -> None:
+    dataset, splits = with_extra(100)
+    plain, plain_splits = with_extra(0)
+    assert [s.sha256 for s in splits] == [s.sha256 for s in plain_splits]
+    assert dataset.frame.equals(plain.frame)
+    for split in splits:
+        assert len(split.extra) == len({e.text for e in split.extra}) == 100
+        assert split.tested == (*split.test, *split.extra)
+        assert not {e.text for e in split.extra} & {e.text for e in (*split.train, *split.test)}
+        assert [sum(e.label == label for e in split.extra) for label in dataset.labels] == [50, 50]
+    assert splits[0].extra_sha256 == splits[1].extra_sha256 != ""
+    assert plain_splits[0].extra_sha256 == ""
+    assert with_extra(100)[1] == splits
+    assert with_extra(101)[1][0].extra_sha256 != splits[0].extra_sha256
+
+
+def test_repeats_of_sampled_texts_are_no_extra_test_texts(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    rows = [f"text {i % 60},{'good' if i % 2 else 'bad'}" for i in range(120)]
+    path.write_text("\n".join(["text,label", *rows]), "utf-8")
+    overrides = (f"data.path={path}", "data.sample_size=40", "data.deduplicate=false")
+    _, splits = with_extra(10, *overrides)
+    for split in splits:
+        assert not {e.text for e in split.extra} & {e.text for e in (*split.train, *split.test)}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("data.sample_size=null",), "with data.sample_size: null all texts are in the sample"),
+        (
+            ("data.sample_size=2900", "data.extra_test_size=300"),
+            "but only 100 texts are not in the",
+        ),
+        (("data.extra_test_size=1",), "data.extra_test_size 1: "),
+    ],
+)
+def test_extra_test_texts_that_are_not_there(overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        with_extra(10, *overrides)
+
+
+def test_a_blank_line_does_not_hide_rows_with_more_fields_than_the_header(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    rows = [f"id{i},text {i},{'good' if i % 2 else 'bad'}" for i in range(40)]
+    path.write_text("\n".join(["text,label", "   ", *rows]), "utf-8")
+    with pytest.raises(DataError, match="more fields than the header"):
+        load_dataset(DataConfig(path=str(path), sample_size=None))

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tgsent import interrupts, models
@@ -153,6 +154,9 @@ def test_checkpoints_come_as_often_as_asked_for(
     saved.clear()
     Trial("gpt2").train(tmp_path / "often", minutes=0)
     assert saved == [1, 2, 3, 3, 4, 5, 6, 6]
+    # the second of an epoch's end finds the first and writes nothing
+    kept = sorted(path.name for path in (tmp_path / "often").iterdir())
+    assert kept == ["step-000000005.safetensors", "step-000000006.safetensors"]
 
 
 def damage(path: Path, how: str) -> None:
@@ -168,11 +172,19 @@ def damage(path: Path, how: str) -> None:
     elif how == "another":
         about = {"format": "1", "identity": json.dumps({**IDENTITY, "fingerprint": "x"})}
         save_file(load_file(path), path, about)
+    elif how == "lacks a tensor":
+        with safe_open(path, "pt") as file:
+            about = file.metadata()
+        tensors = load_file(path)
+        tensors.pop("random.cpu")
+        save_file(tensors, path, about)
     elif how == "future":
         save_file(load_file(path), path, {"format": "2"})
 
 
-@pytest.mark.parametrize("how", ["cut", "junk", "empty", "no metadata", "another", "future"])
+@pytest.mark.parametrize(
+    "how", ["cut", "junk", "empty", "no metadata", "another", "lacks a tensor", "future"]
+)
 def test_a_checkpoint_that_cannot_be_used_gives_way_to_the_one_before(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,3 +214,24 @@ def test_a_checkpoint_of_another_shape_is_refused_before_anything_is_put_back(
     whole = Trial("gpt2")
     whole.train(None)
     assert all(torch.equal(other.weights[name], p) for name, p in whole.weights.items())
+
+
+def test_what_a_killed_run_was_writing_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".step-000000001.safetensors.tmp").write_text("half")
+    Trial("gpt2").train(tmp_path)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_signal_in_the_last_checkpoint_stops_before_the_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Checkpoints.save
+
+    def save(self: Checkpoints, position: Position, *state: Any) -> None:
+        original(self, position, *state)
+        interrupts._state.requested = position.step == 6
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    monkeypatch.setattr(interrupts._state, "requested", False)
+    with pytest.raises(StoppedError, match="after step 6 of 6"):
+        Trial("gpt2").train(tmp_path, minutes=60)

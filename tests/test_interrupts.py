@@ -34,19 +34,31 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_first_signal_is_noted_and_a_second_ends(name: str) -> None:
+def test_a_first_signal_is_noted_and_a_second_leaves_at_once(name: str) -> None:
     done = run(f"""
+with interrupts.handled(), interrupts.deferred():
+    print(interrupts.requested())
+    send("{name}")
+    print(interrupts.requested(), flush=True)
+    send("SIGINT")
+    print("not reached", flush=True)
+""")
+    assert done.stdout == "False\nTrue\n", done.stderr
+    assert done.returncode == 130
+    assert done.stderr.startswith("tgsent: interrupted; what was finished is kept")
+
+
+def test_a_signal_that_nobody_asked_for_is_not_lost() -> None:
+    done = run("""
 try:
-    with interrupts.handled(), interrupts.deferred():
-        print(interrupts.requested())
-        send("{name}")
-        print(interrupts.requested())
-        send("SIGINT")
+    with interrupts.handled():
+        with interrupts.deferred():
+            send("SIGTERM")
         print("not reached")
 except KeyboardInterrupt:
     print("ended")
 """)
-    assert done.stdout == "False\nTrue\nended\n", done.stderr
+    assert done.stdout == "ended\n", done.stderr
 
 
 def test_what_was_ignored_stays_ignored() -> None:

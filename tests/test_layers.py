@@ -18,7 +18,7 @@ LAYERS = (
     (0, ("markup",)),
     (1, ("yaml_source", "progress", "cache", "files", "interrupts")),
     (1, ("config",)),
-    (1, ("prompts", "store", "environment")),
+    (1, ("prompts", "store", "environment", "signature")),
     (2, ("sentiment140", "streaming")),
     (2, ("data", "hub", "metrics", "report", "significance")),
     (2, ("results",)),

@@ -59,6 +59,7 @@ def results(**more: Any) -> dict[str, Any]:
                 "failed": [],
             },
         ],
+        "signature": "tgsent:1|seed:1+2",
         "verdict": ["gpt2 is best.", "That is luck."],
         "comparisons": [{"sentence": "gpt2 and t5 cannot be told apart"}],
         "manifest": {"splits": [{"trial": k, "n_test": 10, "sha256": f"{k}" * 64} for k in (1, 2)]},
@@ -132,5 +133,17 @@ def test_a_formula_as_a_models_name_is_escaped_unless_told_otherwise() -> None:
 
 def test_sentences() -> None:
     assert sentences(results()) == [
-        "gpt2 is best. That is luck.", "gpt2 and t5 cannot be told apart"
+        "gpt2 is best. That is luck.", "gpt2 and t5 cannot be told apart",
+        "tgsent:1|seed:1+2",
     ]  # fmt: skip
+
+
+def test_a_table_with_more_test_texts_has_both_scores() -> None:
+    values = results()
+    gpt2 = values["models"][0]
+    gpt2["trials"][0]["all"] = {"n_test": 1_010, "macro_f1": 0.81}
+    gpt2["macro_f1_all"] = {"mean": 0.81, "std": None, "ci95": None, "bootstrap95": [0.79, 0.83]}
+    header, *rows = render(values)
+    assert header[6:8] == ["all", "all, 95 %"]
+    assert [row[6:8] for row in rows] == [["0.8100", "0.790-0.830"], ["-", "-"], ["-", "-"]]
+    assert "all: with 1,000 more from outside the sample" in str(results_table(values).caption)

@@ -21,7 +21,12 @@ def answers(right: int, n: int = 40) -> list[Prediction]:
 def result(scores: dict[str, dict[int, int]], **more: Any) -> dict[str, Any]:
     """Collect models that have so many of 40 texts right in each trial."""
     predictions = {(m, k): answers(n) for m, own in scores.items() for k, n in own.items()}
-    trials = {m: {k: {"macro_f1": n / 40} for k, n in own.items()} for m, own in scores.items()}
+    trials = {
+        m: {
+            k: {"macro_f1": n / 40, "n_test": 40, "signature": f"model:{m}"} for k, n in own.items()
+        }
+        for m, own in scores.items()
+    }
     manifest = {"data": {"labels": LABELS}, **more}
     failed = {"gpt2": {3: "no luck"}}
     return collect("mine", trials, failed, predictions, manifest)
@@ -38,6 +43,23 @@ def test_every_model_has_a_row_with_mean_deviation_and_intervals() -> None:
     assert gpt2["failed"] == [{"trial": 3, "reason": "no luck"}]
     assert (found["schema_version"], found["name"]) == (1, "mine")
     assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_with_more_test_texts_both_scores_are_shown_and_all_compared() -> None:
+    predictions = {("gpt2", 1): answers(30), ("t5", 1): answers(20)}
+    trials = {
+        m: {1: {"macro_f1": 1.0, "n_test": 20, "signature": "",
+                "all": {"macro_f1": n / 40, "n_test": 40}}}
+        for m, n in (("gpt2", 30), ("t5", 20))
+    }  # fmt: skip
+    found = collect("mine", trials, {}, predictions, {"data": {"labels": LABELS}})
+    gpt2 = found["models"][0]
+    assert (gpt2["macro_f1"]["mean"], gpt2["macro_f1"]["bootstrap95"]) == (1.0, [1.0, 1.0])
+    assert gpt2["macro_f1_all"]["mean"] == 0.75
+    assert gpt2["macro_f1_all"]["bootstrap95"][0] < 0.7
+    (comparison,) = found["comparisons"]
+    assert (comparison["n"], comparison["difference"]) == (40, 0.25)
+    assert "gpt2 has the highest mean macro-F1, 0.750" in found["verdict"][0]
 
 
 def test_published_numbers_are_passed_on() -> None:

@@ -21,11 +21,12 @@ from hypothesis import strategies as st
 from tgsent.config import RunConfig, TrialSpec, load
 from tgsent.errors import RunFolderError
 from tgsent.files import write_atomic
-from tgsent.records import Prediction, TrialResult
+from tgsent.records import Prediction, Split, TrialResult
 from tgsent.store import (
     RunFolder,
     escape_formula,
     predictions_csv,
+    read_predictions,
     to_json,
     unescape_formula,
 )
@@ -35,8 +36,17 @@ def spec_of(*overrides: str) -> TrialSpec:
     return load("smoke", models=["gpt2"], overrides=overrides).trial_specs(("x", "y"))[0]
 
 
+def split_of(sha256: str = "abc", extra: str = "") -> Split:
+    return Split(1, 1, (), (), sha256, overlap=0, extra_sha256=extra)
+
+
 def result_of(spec: TrialSpec, split: str = "abc") -> TrialResult:
-    metrics = {"macro_f1": 0.5, "fingerprint": spec.fingerprint, "split_sha256": split}
+    metrics = {
+        "macro_f1": 0.5,
+        "fingerprint": spec.fingerprint,
+        "split_sha256": split,
+        "extra_sha256": "",
+    }
     return TrialResult(metrics, (Prediction("text", "x", None, " z"),), ({"step": 1}, {"step": 2}))
 
 
@@ -115,9 +125,9 @@ def test_json_is_readable_and_refuses_what_is_no_json() -> None:
 
 def test_a_written_trial_is_finished(tmp_path: Path) -> None:
     folder, spec = RunFolder(tmp_path), spec_of()
-    assert folder.finished(spec, "abc") is None
+    assert folder.finished(spec, split_of()) is None
     folder.write_trial(spec, result_of(spec))
-    assert folder.finished(spec, "abc") == result_of(spec).metrics
+    assert folder.finished(spec, split_of()) == result_of(spec).metrics
     trial = tmp_path / "gpt2/trial-1"
     assert files(trial) == ["log.jsonl", "metrics.json", "predictions.csv"]
     assert (trial / "log.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
@@ -135,7 +145,7 @@ def test_a_trial_is_finished_only_when_all_its_files_are_written(
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         folder.write_trial(spec, result_of(spec))
-    assert folder.finished(spec, "abc") is None
+    assert folder.finished(spec, split_of()) is None
 
 
 def test_what_a_failed_attempt_left_goes_when_the_trial_is_written(tmp_path: Path) -> None:
@@ -150,25 +160,26 @@ def test_damaged_metrics_are_no_finished_trial(content: str, tmp_path: Path) -> 
     folder, spec = RunFolder(tmp_path), spec_of()
     folder.write_trial(spec, result_of(spec))
     (tmp_path / "gpt2/trial-1/metrics.json").write_bytes(content.encode("latin-1"))
-    assert folder.finished(spec, "abc") is None
+    assert folder.finished(spec, split_of()) is None
 
 
 def test_another_recipe_or_split_is_not_finished(tmp_path: Path) -> None:
     folder, spec = RunFolder(tmp_path), spec_of()
     folder.write_trial(spec, result_of(spec))
-    assert folder.finished(spec, "abd") is None
-    assert folder.finished(spec_of("training.epochs=9"), "abc") is None
-    assert folder.finished(spec_of("training.device=cpu"), "abc") is not None
+    assert folder.finished(spec, split_of("abd")) is None
+    assert folder.finished(spec, split_of("abc", "e")) is None
+    assert folder.finished(spec_of("training.epochs=9"), split_of()) is None
+    assert folder.finished(spec_of("training.device=cpu"), split_of()) is not None
 
 
 def test_a_trial_whose_model_is_wanted_is_finished_with_its_model(tmp_path: Path) -> None:
     folder, spec = RunFolder(tmp_path), spec_of("output.save_model=all")
     folder.write_trial(spec, result_of(spec))
-    assert folder.finished(spec, "abc") is None
+    assert folder.finished(spec, split_of()) is None
     with folder.model_folder(spec) as model:
         assert model is not None
         (model / "weights").write_text("w")
-    assert folder.finished(spec, "abc") is not None
+    assert folder.finished(spec, split_of()) is not None
     assert (tmp_path / "gpt2/trial-1/model/weights").read_text() == "w"
 
 
@@ -446,3 +457,39 @@ def test_what_a_killed_run_left_is_tidied(tmp_path: Path) -> None:
     ]
     folder.tidy([spec], finished={(spec.name, spec.trial)})
     assert files(tmp_path) == []
+
+
+@given(
+    st.lists(
+        st.builds(
+            Prediction,
+            text=st.text(st.characters(exclude_categories=["Cs"])),
+            label=st.sampled_from(("x", "=y", "'-z")),
+            predicted=st.sampled_from((None, "x", "=y", "'-z")),
+            generated=st.text("=+-'x\r\n,\"", max_size=5),
+        ),
+        max_size=4,
+    ),
+    st.booleans(),
+)
+def test_predictions_are_read_back_as_they_were(
+    predictions: list[Prediction], escape: bool
+) -> None:
+    content = predictions_csv(predictions, ("x", "=y", "'-z"), escape_formulas=escape)
+    assert read_predictions(content, escaped=escape) == predictions
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_no_delimiter_of_a_spreadsheet_makes_a_formula_of_the_middle(delimiter: str) -> None:
+    predictions = [Prediction(f"x{delimiter}=cmd(){delimiter}@y", "a", "a", "b")]
+    content = predictions_csv(predictions, ("a", "c"), escape_formulas=True)
+    for row in csv.reader(io.StringIO(content, newline=""), delimiter=delimiter):
+        assert not any(cell.startswith(("=", "@")) for cell in row)
+
+
+def test_a_trial_whose_answers_are_gone_is_not_finished(tmp_path: Path) -> None:
+    folder, spec = RunFolder(tmp_path), spec_of()
+    folder.write_trial(spec, result_of(spec))
+    assert folder.finished(spec, split_of()) is not None
+    (folder.trial_folder(spec) / "predictions.csv").unlink()
+    assert folder.finished(spec, split_of()) is None

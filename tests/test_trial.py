@@ -137,6 +137,21 @@ def test_signature_names_what_the_score_depends_on() -> None:
         assert part in one["signature"]
 
 
+@pytest.mark.parametrize("model", ["gpt2", "tfidf"])
+def test_extra_test_texts_are_answered_and_scored_apart(model: str) -> None:
+    more = tuple(examples(100)[60:])
+    plain = run(tiny_spec(model, training={"epochs": 4}))
+    split = dataclasses.replace(SPLIT, extra=more, extra_sha256="e" * 64)
+    extra = run(tiny_spec(model, training={"epochs": 4}), split=split)
+    assert extra.predictions[:12] == plain.predictions
+    assert [p.text for p in extra.predictions[12:]] == [e.text for e in more]
+    assert extra.metrics["macro_f1"] == plain.metrics["macro_f1"]
+    assert extra.metrics["n_test"] == 12
+    assert extra.metrics["all"] == {"n_test": 52, **metrics.score(extra.predictions, LABELS)}
+    assert extra.metrics["extra_sha256"] == "e" * 64
+    assert "all" not in plain.metrics
+
+
 def test_truncated_texts_of_both_parts_are_counted() -> None:
     long = Example("really " * 100, "positive")
     split = dataclasses.replace(SPLIT, train=(*SPLIT.train, long), test=(*SPLIT.test, long, long))

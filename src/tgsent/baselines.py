@@ -23,7 +23,7 @@ _FOLDS = 3
 
 def run(spec: TrialSpec, split: Split, progress: Progress, peak_memory_bytes: int) -> Outcome:
     """Fit the reference row that `spec` names on the training split; answer the test texts."""
-    texts = [example.text for example in split.test]
+    texts = [example.text for example in split.tested]
     started = time.perf_counter()
     with progress.task(f"{spec.title}, fitting", len(split.train)) as task:
         model = Majority() if spec.model == "majority" else TfIdf(spec.seed)
@@ -39,7 +39,7 @@ def run(spec: TrialSpec, split: Split, progress: Progress, peak_memory_bytes: in
             generated=said,
             probabilities=tuple(map(float, row)),
         )
-        for example, row in zip(split.test, probabilities, strict=True)
+        for example, row in zip(split.tested, probabilities, strict=True)
     )
     return Outcome(
         predictions=predictions,

@@ -261,9 +261,12 @@ def _run_app() -> int:
         return int(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = StoppedError.exit_code
-    except Exception as error:
+    except OSError as error:  # of what is printed: files of a run say more
+        _complain(f"{error.filename or 'the output'}: {error.strerror}")
+        return TgsentError.exit_code
+    except Exception as error:  # noqa: BLE001  told in one line, not as a traceback
         if os.environ.get("TGSENT_DEBUG") == "1":
-            raise
+            typer.echo(message(traceback.format_exc()), err=True)
         _complain(
             f"unexpected {type(error).__name__}: {error}\n"
             "this is a fault of tgsent: TGSENT_DEBUG=1 in the environment shows where"

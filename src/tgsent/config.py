@@ -83,6 +83,10 @@ class DataConfig(Section):
     """Seed of that draw."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the sample held out for testing, stratified by label."""
+    extra_test_size: Annotated[int, Field(ge=0)] = 0
+    """Number of texts from outside the sample that every trial is tested on as well, stratified by
+    label, so that small differences can be seen. Their score is shown beside that of the sample's
+    own test texts; they are in no training split."""
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -365,7 +369,9 @@ class ModelConfig(Section):
     first two may have `@REVISION` behind them. Two names are reference rows, fitted on the same
     training texts: `majority` gives the commonest label, `tfidf` is logistic regression on weighted
     words and characters."""
-    as_: Annotated[str, Field(min_length=1)] | None = Field(default=None, alias="as")
+    as_: Annotated[str, Field(min_length=1, max_length=100)] | None = Field(
+        default=None, alias="as"
+    )
     """Its name in tables and folders. `null`: the last part of `model`, and ` (simplet5)` after it
     with `training.backend: simplet5`."""
     prompt: dict[str, Any] = {}
@@ -392,9 +398,9 @@ class ModelConfig(Section):
 class RunConfig(Section):
     """The whole config of a run."""
 
-    name: Annotated[str, Field(pattern=r'^[^./\\:*?"<>|\x00-\x1f][^/\\:*?"<>|\x00-\x1f]*$')] = (
-        "default"
-    )
+    name: Annotated[
+        str, Field(max_length=100, pattern=r'^[^./\\:*?"<>|\x00-\x1f][^/\\:*?"<>|\x00-\x1f]*$')
+    ] = "default"
     """Name of the run and of its folder; a config file without one lends its own name."""
     models: Annotated[tuple[ModelConfig, ...], Field(min_length=1, strict=False)] = (
         ModelConfig(model="gpt2"),
@@ -769,6 +775,7 @@ _MESSAGES = {
     "model_type": "must be a mapping of keys",
     "string_pattern_mismatch": 'must be a folder name, without any of / \\ : * ? " < > |'
     " and without a dot at the beginning",
+    "string_too_long": "must not be longer than 100 characters",
     "string_too_short": "must not be empty",
     "string_type": "must be a text",
     "too_short": "must name at least one",

@@ -12,13 +12,15 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from sklearn.model_selection import train_test_split
 
+from tgsent import signature
 from tgsent.config import DataConfig, RunConfig, label_words_problem, shipped
 from tgsent.errors import DataError
 from tgsent.records import Example, Progress, Split
@@ -53,6 +55,8 @@ class Dataset:
     """Rows that repeat the text of an earlier one."""
     dropped: int
     """Rows dropped for that reason."""
+    extra: pd.DataFrame | None = None
+    """More test texts, from outside the sample; columns as in `frame`."""
 
     def notes(self, splits: Sequence[Split]) -> list[str]:
         """Say what a user should know of these data, in one line each."""
@@ -80,6 +84,7 @@ def load_dataset(config: DataConfig, progress: Progress | None = None) -> Datase
     words = config.labels or _SENTIMENT140_LABELS
     if (
         file
+        and not config.extra_test_size  # which need all that is not drawn
         and _may_have_sentiment140_layout(file, config)
         and (drawn := draw(file, config, words))
     ):
@@ -109,6 +114,7 @@ def _load_carefully(file: Path | None, config: DataConfig) -> Dataset:
     rows, duplicates = len(frame), int(repeated.sum())
     if config.deduplicate:
         frame = frame[~repeated].reset_index(drop=True)
+    extra = None
     if config.sample_size is not None:
         if config.sample_size > len(frame):
             left = f" ({rows} before repeated texts were dropped)" if len(frame) < rows else ""
@@ -116,9 +122,15 @@ def _load_carefully(file: Path | None, config: DataConfig) -> Dataset:
                 f"{name}: data.sample_size is {config.sample_size}, but there are {len(frame)}"
                 f" texts{left}; lower it, or take all with --set data.sample_size=null"
             )
-        frame = frame.sample(config.sample_size, random_state=config.sample_seed)
+        frame, everything = frame.sample(config.sample_size, random_state=config.sample_seed), frame
+        extra = _extra(everything, frame, config, name)
+    elif config.extra_test_size:
+        raise DataError(
+            "data.extra_test_size: with data.sample_size: null all texts are in the sample already"
+        )
     return Dataset(
         frame=frame,
+        extra=extra,
         labels=labels,
         sha256=hashlib.sha256(content).hexdigest(),
         source=name,
@@ -129,15 +141,49 @@ def _load_carefully(file: Path | None, config: DataConfig) -> Dataset:
     )
 
 
+def _extra(
+    everything: pd.DataFrame, sample: pd.DataFrame, config: DataConfig, name: str
+) -> pd.DataFrame | None:
+    """Draw test texts, stratified by label, from those that are not in the sample."""
+    size = config.extra_test_size
+    if not size:
+        return None
+    rest = everything.drop(sample.index)
+    rest = rest[~rest["text"].isin(sample["text"])].drop_duplicates("text")
+    if size > len(rest):
+        raise DataError(
+            f"{name}: data.extra_test_size is {size}, but only {len(rest)} texts are not in the"
+            " sample; lower it, or data.sample_size"
+        )
+    if size == len(rest):
+        return rest
+    try:
+        extra, _ = train_test_split(
+            rest, train_size=size, stratify=rest["label"], random_state=config.sample_seed
+        )
+    except ValueError as error:
+        raise DataError(f"{name}: data.extra_test_size {size}: {error}") from None
+    found: pd.DataFrame = extra
+    return found
+
+
 def make_splits(dataset: Dataset, config: RunConfig) -> tuple[Split, ...]:
     """Split the sample once per trial, stratified by label; every model gets the same splits.
 
     Trial k is scikit-learn's `train_test_split` with `random_state = seed + k - 1`. Raises
     DataError where a label has no text in one of the parts.
     """
+    extra = () if dataset.extra is None else _examples(dataset.extra)
+    shared: dict[str, Any] = {
+        "extra": extra,
+        "extra_sha256": _hash(extra) if extra else "",
+        "origin": signature.data_part(config.data, dataset.sha256),
+        "duplicates": dataset.duplicates,
+        "dropped": dataset.dropped,
+    }
     return tuple(
-        _split(dataset, config.data.test_fraction, trial, config.seed + trial - 1)
-        for trial in range(1, config.trials + 1)
+        replace(_split(dataset, config.data.test_fraction, trial, seed), **shared)
+        for trial, seed in enumerate(range(config.seed, config.seed + config.trials), start=1)
     )
 
 
@@ -176,8 +222,6 @@ def _split(dataset: Dataset, test_fraction: float, trial: int, seed: int) -> Spl
         test=parts["test"],
         sha256=_hash(parts["training"], parts["test"]),
         overlap=sum(example.text in train_texts for example in parts["test"]),
-        duplicates=dataset.duplicates,
-        dropped=dataset.dropped,
     )
 
 
@@ -285,6 +329,8 @@ def _read_csv(content: bytes, name: str, config: DataConfig, delimiter: str) -> 
         )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error, ValueError) as error:
         raise DataError(f"{name}: cannot be read: {str(error).strip().splitlines()[-1]}") from None
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas took the first column for an index
+        raise DataError(f"{name}: row 1 has more fields than the header")
     frame.columns = frame.columns.map(str)
     table = _pick(frame, column, label, name)
     table["row"] = range(1, len(table) + 1)

@@ -94,8 +94,7 @@ def _finished(
     """Give the metrics of the trials that need not be run again."""
     folder.check_same_experiment(config)
     metrics = {
-        (spec.name, spec.trial): folder.finished(spec, splits[spec.trial - 1].sha256)
-        for spec in specs
+        (spec.name, spec.trial): folder.finished(spec, splits[spec.trial - 1]) for spec in specs
     }
     return {key: value for key, value in metrics.items() if value is not None}
 

@@ -42,7 +42,8 @@ def replacing(path: Path, size: int) -> Iterator[Path]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        sync(path.parent)  # the new name, too, survives a power failure
+        with contextlib.suppress(OSError):  # some network folders know no such thing
+            sync(path.parent)  # the new name, too, survives a power failure
 
 
 def sync(path: Path) -> None:

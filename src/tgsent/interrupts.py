@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,18 +31,19 @@ _state = _State()
 def handled() -> Iterator[None]:
     """Have the signals end what runs in the context: with KeyboardInterrupt, or as `deferred` does.
 
-    A second signal raises KeyboardInterrupt at once. Signals that this process was started to
-    ignore, as `nohup` does with SIGHUP, stay ignored.
+    A second signal leaves at once, as a kill would, which loses nothing that was finished. Signals
+    that this process was started to ignore, as `nohup` does with SIGHUP, stay ignored.
     """
     _state.requested = _state.deferring = False
     watch = threading.Timer(SECONDS_TO_STOP, _leave)
     watch.daemon = True
 
     def handle(_number: int, _frame: FrameType | None) -> None:
-        first, _state.requested = not _state.requested, True
-        if first:
-            watch.start()
-        if not (first and _state.deferring):
+        if _state.requested:
+            _leave()
+        _state.requested = True
+        watch.start()
+        if not _state.deferring:
             raise KeyboardInterrupt
 
     before = {}
@@ -67,6 +67,8 @@ def deferred() -> Iterator[None]:
         yield
     finally:
         _state.deferring = False
+    if _state.requested:  # too late for whoever should have asked
+        raise KeyboardInterrupt
 
 
 def requested() -> bool:
@@ -75,7 +77,8 @@ def requested() -> bool:
 
 
 def _leave() -> None:
-    """End this process as a kill would, which loses nothing that was finished."""
-    sys.stderr.write(f"tgsent: interrupted; {GOING_ON}\n")
-    sys.stderr.flush()
+    """End this process as a kill would; what stands on a terminal gets its cursor back."""
+    show_cursor = "\x1b[?25h" if os.isatty(2) else ""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{show_cursor}tgsent: interrupted; {GOING_ON}\n".encode())
     os._exit(130)

@@ -30,6 +30,16 @@ class Split:
     duplicates: int = 0
     """Rows of the data that repeat the text of an earlier one, and how many were dropped for it."""
     dropped: int = 0
+    extra: tuple[Example, ...] = ()
+    """Test texts from outside the sample, the same for all trials; in no training part."""
+    extra_sha256: str = ""
+    origin: str = ""
+    """What the split was made of, for signatures."""
+
+    @property
+    def tested(self) -> tuple[Example, ...]:
+        """All test texts, the extra ones last."""
+        return (*self.test, *self.extra)
 
 
 @dataclass(frozen=True, slots=True)

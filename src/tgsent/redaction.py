@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-_NAMES = re.compile(r"(TOKEN|PASSWORD|SECRET|API_KEY|CREDENTIALS)S?$", re.IGNORECASE)
+_NAMES = re.compile(r"(TOKEN|PASSWORD|SECRET|API_KEY|ACCESS_KEY|CREDENTIALS)S?$", re.IGNORECASE)
 _SHORTEST = 8
 _IN_ADDRESS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 

@@ -61,7 +61,8 @@ def notes(results: dict[str, Any]) -> list[str]:
 
 def sentences(results: dict[str, Any]) -> list[str]:
     """Say which model is best, and of every pair whether that is more than luck."""
-    return [" ".join(results["verdict"]), *(one["sentence"] for one in results["comparisons"])]
+    said = [" ".join(results["verdict"]), *(one["sentence"] for one in results["comparisons"])]
+    return [*said, results["signature"]]
 
 
 def results_table(results: dict[str, Any]) -> Table:
@@ -70,15 +71,28 @@ def results_table(results: dict[str, Any]) -> Table:
     published = results.get("article", {}).get("mean_macro_f1", {})
     hashes = " ".join(f"{split['trial']}:{split['sha256'][:12]}" for split in splits)
     n_test = splits[0]["n_test"]
+    everything = next(
+        (
+            trial["all"]["n_test"]
+            for m in results["models"]
+            for trial in m["trials"]
+            if "all" in trial
+        ),
+        None,
+    )
+    caption = f"{n_test} test texts a trial, the same for all models"
+    if everything:
+        caption += f"; all: with {everything - n_test:,} more from outside the sample"
     table = Table(
         title=f"{escape(printable(results['name']))}: macro-F1",
-        caption=f"{n_test} test texts a trial, the same for all models\nsplits {hashes}",
+        caption=f"{caption}\nsplits {hashes}",
         caption_justify="left",
     )
     table.add_column("model")
     for split in splits:
         table.add_column(f"trial {split['trial']}", justify="right")
-    columns = ["mean", "std", "95 %", "unparsed", "training"] + (["article"] if published else [])
+    columns = ["mean", "std", "95 %", *(["all", "all, 95 %"] if everything else [])]
+    columns += ["unparsed", "training", *(["article"] if published else [])]
     for column in columns:
         table.add_column(column, justify="right")
     for model in results["models"]:
@@ -95,6 +109,7 @@ def results_table(results: dict[str, Any]) -> Table:
             _number(summary["mean"]),
             _number(summary["std"]),
             _interval(summary.get("bootstrap95")),
+            *(_all_cells(model) if everything else []),
             f"{sum(trial['unparsed'] for trial in trials) / n_test:.1%}" if n_test else "-",
             f"{sum(trial['train_seconds'] for trial in trials):.0f} s" if trials else "-",
         ]
@@ -102,6 +117,11 @@ def results_table(results: dict[str, Any]) -> Table:
             cells.append(_number(published.get(model["model"]), digits=3))
         table.add_row(*cells)
     return table
+
+
+def _all_cells(model: dict[str, Any]) -> list[str]:
+    summary = model.get("macro_f1_all", {})
+    return [_number(summary.get("mean")), _interval(summary.get("bootstrap95"))]
 
 
 def _interval(ends: Sequence[float] | None) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from tgsent import signature
 from tgsent.metrics import summarize
 from tgsent.records import Prediction
 from tgsent.significance import Answers, Comparison, bootstrap, compare, interval
@@ -14,6 +15,9 @@ SCHEMA_VERSION = 1
 
 Trials = Mapping[str, Mapping[int, dict[str, Any]]]
 """The metrics of each model's finished trials, by number."""
+
+ByTrial = Mapping[int, Mapping[str, Answers]]
+"""The answers of each trial, by model."""
 
 
 def collect(
@@ -31,8 +35,9 @@ def collect(
     answers: dict[int, dict[str, Answers]] = {}
     for (model, number), given in predictions.items():
         answers.setdefault(number, {})[model] = [(p.label, p.predicted) for p in given]
+    # with extra test texts, what is compared is the score on all
     scores = {
-        model: {number: metrics["macro_f1"] for number, metrics in own.items()}
+        model: {k: metrics.get("all", metrics)["macro_f1"] for k, metrics in own.items()}
         for model, own in trials.items()
     }
     rows: list[dict[str, Any]] = [
@@ -40,9 +45,10 @@ def collect(
             "model": model,
             "trials": list(own.values()),
             "macro_f1": {
-                **summarize(list(scores[model].values())),
-                "bootstrap95": _bootstrap(model, answers, labels),
+                **summarize([metrics["macro_f1"] for metrics in own.values()]),
+                "bootstrap95": _bootstrap(model, answers, labels, own),
             },
+            **_all(model, answers, labels, own),
             "failed": [
                 {"trial": number, "reason": reason}
                 for number, reason in sorted(failed.get(model, {}).items())
@@ -56,6 +62,9 @@ def collect(
         "schema_version": SCHEMA_VERSION,
         "name": name,
         **article,
+        "signature": signature.of_run(
+            metrics["signature"] for own in trials.values() for metrics in own.values()
+        ),
         "verdict": verdict(rows, comparisons),
         "models": rows,
         "comparisons": [
@@ -65,11 +74,24 @@ def collect(
     }
 
 
+def _all(
+    model: str, answers: ByTrial, labels: Sequence[str], own: Mapping[int, dict[str, Any]]
+) -> dict[str, Any]:
+    """Give the summary over all test texts, where there are more than the sample's own."""
+    everything = {number: metrics["all"] for number, metrics in own.items() if "all" in metrics}
+    if not everything:
+        return {}
+    summary = summarize([metrics["macro_f1"] for metrics in everything.values()])
+    ends = _bootstrap(model, answers, labels, everything)
+    return {"macro_f1_all": {**summary, "bootstrap95": ends}}
+
+
 def _bootstrap(
-    model: str, answers: Mapping[int, Mapping[str, Answers]], labels: Sequence[str]
+    model: str, answers: ByTrial, labels: Sequence[str], own: Mapping[int, dict[str, Any]]
 ) -> list[float] | None:
-    own = [{model: given[model]} for _, given in sorted(answers.items()) if model in given]
-    return list(interval(bootstrap(own, labels)[model])) if own else None
+    """Give the interval for the first `n_test` answers of each trial."""
+    given = [{model: answers[k][model][: metrics["n_test"]]} for k, metrics in sorted(own.items())]
+    return list(interval(bootstrap(given, labels)[model])) if given else None
 
 
 def verdict(rows: Sequence[dict[str, Any]], comparisons: Sequence[Comparison]) -> list[str]:
@@ -77,8 +99,8 @@ def verdict(rows: Sequence[dict[str, Any]], comparisons: Sequence[Comparison]) -
     scored = [row for row in rows if row["trials"]]
     if not scored:
         return ["No trial is finished."]
-    best = max(scored, key=lambda row: float(row["macro_f1"]["mean"]))
-    name, f1 = best["model"], best["macro_f1"]
+    best = max(scored, key=lambda row: float(_compared(row)["mean"]))
+    name, f1 = best["model"], _compared(best)
     low, high = f1["bootstrap95"]
     number = len(best["trials"])
     over = "1 trial" if number == 1 else f"{number} trials"
@@ -101,6 +123,12 @@ def verdict(rows: Sequence[dict[str, Any]], comparisons: Sequence[Comparison]) -
     if equal:
         parts.append(f"cannot be told apart from {_and(equal)} on these test texts")
     return [first, f"It {', but '.join(parts)}."]
+
+
+def _compared(row: dict[str, Any]) -> dict[str, Any]:
+    """Give the summary by which models are compared: over all test texts."""
+    summary: dict[str, Any] = row.get("macro_f1_all", row["macro_f1"])
+    return summary
 
 
 def _and(names: Sequence[str]) -> str:

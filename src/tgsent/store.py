@@ -23,7 +23,7 @@ from tgsent import files
 from tgsent.config import RunConfig, TrialSpec
 from tgsent.errors import RunFolderError
 from tgsent.files import write_atomic
-from tgsent.records import Prediction, TrialResult
+from tgsent.records import Prediction, Split, TrialResult
 
 # Keys that say how a run is carried out, not what it measures: they may differ between runs in
 # one folder, and so may the choice of models and the number of trials.
@@ -78,7 +78,8 @@ class RunFolder:
         for suffix in ("", *(f"-{n}" for n in range(2, 100))):
             aside = self.path.with_name(f"{self.path.name}.old-{stamp}{suffix}")
             if not aside.exists():
-                self.path.rename(aside)
+                with files.explained(aside):
+                    self.path.rename(aside)
                 return aside
         raise RunFolderError(f"{self.path}: cannot move the old results aside")
 
@@ -131,7 +132,7 @@ class RunFolder:
         """Remove what a killed run could not: half-written files, finished trials' checkpoints."""
         for spec in specs:
             folder = self.trial_folder(spec)
-            for stale in folder.glob(".*.tmp"):
+            for stale in (*folder.glob(".*.tmp"), *folder.glob("checkpoint/.*.tmp")):
                 with files.explained(stale):
                     if stale.is_dir():
                         shutil.rmtree(stale)
@@ -153,15 +154,25 @@ class RunFolder:
         with files.explained(folder), contextlib.suppress(FileNotFoundError):
             shutil.rmtree(folder)
 
-    def finished(self, spec: TrialSpec, split_sha256: str) -> dict[str, Any] | None:
+    def finished(self, spec: TrialSpec, split: Split) -> dict[str, Any] | None:
         """Give the metrics of a finished trial of this very recipe and split, or None."""
         folder = self.trial_folder(spec)
         try:
             metrics = json.loads((folder / "metrics.json").read_bytes())
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
-        expected = {"fingerprint": spec.fingerprint, "split_sha256": split_sha256}
+        except OSError as error:
+            raise RunFolderError(
+                f"{folder / 'metrics.json'}: cannot be read: {error.strerror}"
+            ) from None
+        expected = {
+            "fingerprint": spec.fingerprint,
+            "split_sha256": split.sha256,
+            "extra_sha256": split.extra_sha256,
+        }
         if not isinstance(metrics, dict) or any(metrics.get(k) != v for k, v in expected.items()):
+            return None
+        if not (folder / "predictions.csv").is_file():
             return None
         if spec.save_model and not (folder / "model").is_dir():
             return None
@@ -285,7 +296,13 @@ def unescape_formula(cell: str) -> str:
 def _csv_line(fields: Sequence[str]) -> str:
     file = io.StringIO(newline="")
     # only with this line end do all versions of Python quote a field that holds a lone "\r"
-    csv.writer(file, lineterminator="\r\n").writerow(fields)
+    # and a reader that takes another character for the delimiter finds no formula behind one
+    separated = any(set(field) & set(";\t|") for field in fields)
+    csv.writer(
+        file,
+        lineterminator="\r\n",
+        quoting=csv.QUOTE_ALL if separated else csv.QUOTE_MINIMAL,
+    ).writerow(fields)
     return file.getvalue().removesuffix("\r\n") + "\n"
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 
-from tgsent import __version__, baselines, files, hub, memory, metrics, models
+from tgsent import baselines, files, hub, memory, metrics, models, signature
 from tgsent.config import TrialSpec
+from tgsent.errors import TrialError
 from tgsent.evaluate import classify
 from tgsent.finetune import loop, simplet5, speedups, trainable
 from tgsent.finetune.checkpoint import Checkpoints
@@ -63,7 +64,12 @@ def _through_our_loop(
     shots = choose_shots(split.train, spec)
     encoder = models.prompt_encoder(loaded, spec, shots)
     # what every prompt shows with its label is nothing to learn from
-    examples = encoder.encode_examples([e for e in split.train if e not in shots])
+    left = [example for example in split.train if example not in shots]
+    if not left:
+        raise TrialError(
+            f"prompt.shots: {spec.prompt.shots} leaves none of {len(split.train)} training texts"
+        )
+    examples = encoder.encode_examples(left)
     training = spec.training
     pad_to = training.max_tokens if loop.padding(training) == "max_tokens" else None
 
@@ -96,7 +102,7 @@ def _through_our_loop(
     started = time.perf_counter()
     with memory.explained(spec, "evaluation"):
         predictions = classify(
-            replace(loaded, model=answering), encoder, split.test, spec, progress
+            replace(loaded, model=answering), encoder, split.tested, spec, progress
         )
     eval_seconds = time.perf_counter() - started
     if save_to is not None:
@@ -124,7 +130,12 @@ def _through_our_loop(
 def _checkpoints(spec: TrialSpec, split: Split, folder: Path | None) -> Checkpoints | None:
     if folder is None or spec.checkpoint_minutes is None:
         return None
-    identity = {"fingerprint": spec.fingerprint, "split_sha256": split.sha256}
+    snapshot = hub.fetch_for(spec)
+    identity = {
+        "fingerprint": spec.fingerprint,
+        "split_sha256": split.sha256,
+        "commit": (snapshot.commit if snapshot else None) or "",
+    }
     return Checkpoints(folder, identity, spec.checkpoint_minutes * 60)
 
 
@@ -156,14 +167,21 @@ def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> dict[str, Any]:
     """Put together the content of `metrics.json`."""
     n_train, n_test = len(split.train), len(split.test)
     passes = 1 if spec.is_baseline else spec.training.epochs
-    scores = metrics.score(outcome.predictions, spec.labels)
+    scores = metrics.score(outcome.predictions[:n_test], spec.labels)
+    extra = {}
+    if split.extra:
+        everything = metrics.score(outcome.predictions, spec.labels)
+        extra = {"all": {"n_test": len(split.tested), **everything}}
     snapshot = hub.fetch_for(spec)
+    commit = snapshot.commit if snapshot else None
     return {
         "model": spec.name,
-        "commit": snapshot.commit if snapshot else None,
+        "commit": commit,
         "trial": spec.trial,
         "seed": spec.seed,
         **scores,
+        **extra,
+        "extra_sha256": split.extra_sha256,
         "warnings": [] if spec.model == "majority" else metrics.doubts(scores),
         "truncated": outcome.truncated,
         "truncated_tokens": outcome.truncated_tokens,
@@ -177,7 +195,7 @@ def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> dict[str, Any]:
         "train_seconds": outcome.train_seconds,
         "train_examples_per_second": _rate(n_train * passes, outcome.train_seconds),
         "eval_seconds": outcome.eval_seconds,
-        "eval_examples_per_second": n_test / outcome.eval_seconds,
+        "eval_examples_per_second": len(split.tested) / outcome.eval_seconds,
         "peak_memory_bytes": outcome.peak_memory_bytes,
         "parameters": outcome.parameters,
         "trainable_parameters": outcome.trainable_parameters,
@@ -187,22 +205,13 @@ def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> dict[str, Any]:
         "backend_versions": outcome.versions,
         "split_sha256": split.sha256,
         "fingerprint": spec.fingerprint,
-        "signature": signature(spec, split),
+        "signature": signature.of_trial(spec, split, commit, outcome.precision),
         "formulas_escaped": spec.escape_formulas,
     }
 
 
 def _rate(examples: int, seconds: float) -> float:
     return examples / seconds if examples else 0.0
-
-
-def signature(spec: TrialSpec, split: Split) -> str:
-    """Name in one line what the score depends on."""
-    return (
-        f"tgsent:{__version__}|model:{spec.model}|init:{spec.training.init}"
-        f"|backend:{spec.training.backend}|decoding:{spec.evaluation.decoding}|seed:{spec.seed}"
-        f"|config:{spec.fingerprint[:12]}|split:{split.sha256[:12]}"
-    )
 
 
 def _peak_memory() -> int:

@@ -46,6 +46,7 @@ class Checkpoints:
     seconds: float
     """The most training that a kill may cost."""
     _saved: float = field(default_factory=time.monotonic, init=False)
+    _written: Path | None = field(default=None, init=False)
 
     @property
     def due(self) -> bool:
@@ -59,21 +60,27 @@ class Checkpoints:
         optimizer: torch.optim.Optimizer,
         accelerator: Accelerator,
     ) -> None:
-        """Write a checkpoint whole or not at all; the last two stay.
+        """Write a checkpoint whole or not at all, unless that of this step is there already.
 
-        Raises StorageError where it cannot be written.
+        The last two stay. Raises StorageError where it cannot be written.
         """
-        for older in self._newest_first()[_KEPT - 1 :]:
-            with files.explained(older):
+        path = self.folder / f"step-{position.step:09d}.safetensors"
+        if path == self._written:
+            return
+        others = [older for older in self._newest_first() if older != path]
+        with files.explained(path):
+            for older in others[_KEPT - 1 :]:
                 older.unlink()
-        tensors = _tensors(model, optimizer)
+            for stale in self.folder.glob(".*.tmp"):  # of a killed run
+                stale.unlink()
+        tensors = _tensors(model, optimizer, accelerator)
         state = {"position": asdict(position), "random": _random_state(accelerator)}
         about = {"format": _FORMAT, "identity": self.identity, **state}
+        about["tensors"] = sorted(tensors)
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        path = self.folder / f"step-{position.step:09d}.safetensors"
         with files.replacing(path, size) as temporary:
             save_file(tensors, temporary, {key: json.dumps(value) for key, value in about.items()})
-        self._saved = time.monotonic()
+        self._saved, self._written = time.monotonic(), path
 
     def restore(
         self,
@@ -84,19 +91,25 @@ class Checkpoints:
     ) -> Position:
         """Put the newest sound checkpoint back; give its position, that of the start without one.
 
-        Those that are damaged, or of another recipe or split, are told of and removed.
+        Those that are damaged, or of another recipe or split, are told of and removed; nothing of
+        them is put back.
         """
         for path in self._newest_first():
             try:
                 with safe_open(path, "pt") as file:
                     about = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
                     _check(about, file, self.identity, model)
-                    _put_back(file, model, optimizer)
-                _put_random_state_back(about["random"], accelerator)
-                return Position(**about["position"])
-            except (SafetensorError, OSError, ValueError, KeyError) as error:
+                    position = Position(**about["position"])
+                    # copies: else the file would stay mapped, and its space taken, to the end
+                    tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            except (SafetensorError, ValueError, KeyError, TypeError) as error:
                 progress.line(f"{path}: this checkpoint cannot be used: {error}")
                 path.unlink()
+                continue
+            _put_back(tensors, model, optimizer)
+            _put_random_state_back(tensors, about["random"], accelerator, progress)
+            self._written = path
+            return position
         return Position()
 
     def _newest_first(self) -> list[Path]:
@@ -110,14 +123,15 @@ def _trained(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from ((name, buffer) for name, buffer in model.named_buffers() if name in saved)
 
 
-def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+) -> dict[str, Tensor]:
     tensors = {f"model.{name}": tensor.contiguous() for name, tensor in _trained(model)}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
-    tensors["random.torch"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        for device, state in enumerate(torch.cuda.get_rng_state_all()):
-            tensors[f"random.cuda.{device}"] = state
+    tensors["random.cpu"] = torch.get_rng_state()
+    if accelerator.device.type == "cuda":
+        tensors["random.cuda"] = torch.cuda.get_rng_state(accelerator.device)
     return tensors
 
 
@@ -126,27 +140,27 @@ def _check(about: dict[str, Any], file: Any, identity: dict[str, str], model: nn
     if about.get("format") != _FORMAT:
         raise ValueError("it is of another version of tgsent")
     if about["identity"] != identity:
-        raise ValueError("it is of another recipe or of other texts")
+        raise ValueError("it is of another recipe, other texts or another model")
     there = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  no dict
     if any(there.get(f"model.{name}") != list(tensor.shape) for name, tensor in _trained(model)):
         raise ValueError("it is of a model of another shape")
+    if sorted(there) != about["tensors"]:
+        raise ValueError("some of it is missing")
 
 
-def _put_back(file: Any, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _put_back(
+    tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
     for name, tensor in _trained(model):
-        tensor.copy_(file.get_tensor(f"model.{name}"))
+        tensor.copy_(tensors[f"model.{name}"])
     state: dict[int, dict[str, Tensor]] = {}
-    for name in file.keys():  # noqa: SIM118  no dict
+    for name, tensor in tensors.items():
         kind, _, rest = name.partition(".")
         if kind == "optimizer":
             index, key = rest.split(".")
-            state.setdefault(int(index), {})[key] = file.get_tensor(name)
+            state.setdefault(int(index), {})[key] = tensor
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-    torch.set_rng_state(file.get_tensor("random.torch"))
-    if torch.cuda.is_available():
-        for device in range(torch.cuda.device_count()):
-            torch.cuda.set_rng_state(file.get_tensor(f"random.cuda.{device}"), device)
 
 
 def _random_state(accelerator: Accelerator) -> dict[str, Any]:
@@ -160,9 +174,20 @@ def _random_state(accelerator: Accelerator) -> dict[str, Any]:
     }
 
 
-def _put_random_state_back(states: dict[str, Any], accelerator: Accelerator) -> None:
+def _put_random_state_back(
+    tensors: dict[str, Tensor],
+    states: dict[str, Any],
+    accelerator: Accelerator,
+    progress: Progress,
+) -> None:
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words), gauss))
     np.random.set_state(states["numpy"])
-    if accelerator.scaler:
+    torch.set_rng_state(tensors["random.cpu"])
+    device = accelerator.device.type
+    if device == "cuda" and "random.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random.cuda"], accelerator.device)
+    elif device != "cpu":  # the run was moved here from another device, where none was drawn from
+        progress.line(f"random numbers on {device} go on from another place than before the stop")
+    if accelerator.scaler and states["scaler"]:
         accelerator.scaler.load_state_dict(states["scaler"])

@@ -194,10 +194,11 @@ def train(
                 f"{title}: epoch {epoch}/{training.epochs}, mean loss"
                 f" {at.epoch_loss / steps_per_epoch:.4f}, {speed:.0f} examples/s"
             )
+            if not _is_finite(model):
+                raise _diverged("some weights are not finite", title, at.step, total_steps)
             if checkpoints:
                 checkpoints.save(at, *state)
-    if not _is_finite(model):
-        raise _diverged("some weights are not finite", title, at.step, total_steps)
+            _stop_if_asked(at, checkpoints, title, total_steps)
     model.eval()
     return Trained(tuple(at.log), at.step, at.seconds)
 
@@ -230,11 +231,16 @@ def _between_steps(
     title: str,
     total_steps: int,
 ) -> None:
-    """Write a checkpoint where one is due; stop where a signal has come."""
-    stop = interrupts.requested()
-    if checkpoints and (stop or checkpoints.due):
+    """Write a checkpoint where one is due or a signal has come; stop in the latter case."""
+    if checkpoints and (interrupts.requested() or checkpoints.due):
         checkpoints.save(at, *state)
-    if stop:
+    _stop_if_asked(at, checkpoints, title, total_steps)
+
+
+def _stop_if_asked(
+    at: Position, checkpoints: Checkpoints | None, title: str, total_steps: int
+) -> None:
+    if interrupts.requested():
         where = f"{title} after step {at.step} of {total_steps}"
         kept = "the same command goes on from there" if checkpoints else interrupts.GOING_ON
         raise StoppedError(f"interrupted: {where}; {kept}")

@@ -67,7 +67,7 @@ def train_and_answer(
                 predicted=parse(spec.prompt, spec.labels, generated),
                 generated=generated,
             )
-            for example, generated in zip(split.test, results["generated"], strict=True)
+            for example, generated in zip(split.tested, results["generated"], strict=True)
         ),
         log=log,
         steps=_steps_per_epoch(spec, split) * spec.training.epochs,
@@ -94,7 +94,7 @@ def _job(spec: TrialSpec, split: Split) -> dict[str, Any]:
             "source_text": [render_prompt(spec.prompt, example.text) for example in split.train],
             "target_text": [render_target(spec.prompt, example.label) for example in split.train],
         },
-        "test": [render_prompt(spec.prompt, example.text) for example in split.test],
+        "test": [render_prompt(spec.prompt, example.text) for example in split.tested],
         "epochs": training.epochs,
         "batch_size": training.batch_size,
         "source_max_tokens": training.max_tokens,
@@ -137,8 +137,8 @@ def _follow(
             f"{spec.title}: epoch {epoch}/{epochs}, mean loss {losses / per_epoch:.4f},"
             f" {rate:.0f} examples/s"
         )
-    with progress.task(f"{spec.title}, evaluation", len(split.test)) as task:
-        for _ in split.test:
+    with progress.task(f"{spec.title}, evaluation", len(split.tested)) as task:
+        for _ in split.tested:
             worker.next("answer")
             task.advance(1)
     return tuple(log)

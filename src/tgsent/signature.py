@@ -1,0 +1,72 @@
+"""The signature: one line that names everything a score depends on, and nothing else.
+
+Two scores are comparable when they differ in nothing but the model and its recipe; two runs whose
+signatures are equal are the same experiment, and on one machine give the same numbers. The idea is
+sacrebleu's (Post 2018).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from tgsent import __version__
+from tgsent.config import DataConfig, TrialSpec
+from tgsent.records import Split
+
+METRIC = "macro_f1"
+_SHOWN = 3
+
+
+def data_part(config: DataConfig, sha256: str) -> str:
+    """Name what the splits were made of."""
+    size = "all" if config.sample_size is None else config.sample_size
+    return (
+        f"data:{sha256[:12]}|sample:{size}@{config.sample_seed}"
+        f"|repeats:{'dropped' if config.deduplicate else 'kept'}|test:{config.test_fraction:g}"
+        f"|extra:{config.extra_test_size}"
+    )
+
+
+def of_trial(spec: TrialSpec, split: Split, commit: str | None, precision: str) -> str:
+    """Sign one trial; `precision` is what it was trained in."""
+    training = spec.training.model_dump(mode="json", exclude={"device"})
+    recipe = "fitted" if spec.is_baseline else _hash(training)
+    prompt = "none" if spec.is_baseline else _hash([spec.prompt.model_dump(mode="json")])
+    model = f"{spec.model}@{commit[:12]}" if commit else spec.model
+    parts = {
+        "tgsent": __version__,
+        "labels": _hash(list(spec.labels)),
+        "split": split.sha256[:12],
+        "seed": spec.seed,
+        "model": model.replace("|", "_"),
+        "init": "fitted" if spec.is_baseline else spec.training.init,
+        "recipe": recipe,
+        "precision": precision,
+        "prompt": prompt,
+        "decoding": "fitted" if spec.is_baseline else spec.evaluation.decoding,
+        "metric": METRIC,
+    }
+    head, *rest = (f"{key}:{value}" for key, value in parts.items())
+    return "|".join([head, *([split.origin] if split.origin else []), *rest])
+
+
+def of_run(trials: Iterable[str]) -> str:
+    """Sign a run by the signatures of its trials: what they share, and what differs in short."""
+    values: dict[str, list[str]] = {}
+    for signature in trials:
+        for part in signature.split("|"):
+            key, _, value = part.partition(":")
+            if value not in values.setdefault(key, []):
+                values[key].append(value)
+    return "|".join(
+        f"{key}:{'+'.join(found) if len(found) <= _SHOWN else _hash(found)}"
+        for key, found in values.items()
+    )
+
+
+def _hash(value: Any) -> str:
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:12]
