@@ -29,7 +29,8 @@ def sign(*overrides: str, precision: str = "fp32", commit: str | None = None, **
     [
         "seed=2", "data.sample_seed=2", "data.sample_size=201", "data.test_fraction=0.3",
         "data.deduplicate=false", "data.extra_test_size=10",
-        "data.labels={negative: bad, positive: good}", "prompt.input='{text} ='", "prompt.target=' : {label}'", "prompt.shots=2",
+        "data.labels={0: bad, 4: good}", "prompt.input='{text} ='",
+        "prompt.target=' : {label}'", "prompt.shots=2",
         "training.epochs=7", "training.learning_rate=0.1", "training.lora={}", "trials=3",
         "training.init=random", "evaluation.decoding=score",
     ],
