@@ -100,3 +100,20 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(
     monkeypatch.setattr(files, "sync", lambda path: synced.append((path.name, names(tmp_path))))
     write_atomic(tmp_path / "a", "new")
     assert synced == [(".a.tmp", [".a.tmp"]), (tmp_path.name, ["a"])]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSPC])
+def test_a_folder_whose_names_cannot_be_held_is_told_unless_it_knows_no_such_thing(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sync(path: Path) -> None:
+        if path == tmp_path:
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files, "sync", sync)
+    if number == errno.EINVAL:
+        write_atomic(tmp_path / "a", "new")
+    else:
+        with pytest.raises(StorageError, match=r"a: cannot be written: No space left"):
+            write_atomic(tmp_path / "a", "new")
+    assert names(tmp_path) == ["a"]

@@ -69,7 +69,7 @@ def test_it_is_one_line_of_keys_and_values() -> None:
     parts = dict(part.split(":", 1) for part in line.split("|"))
     assert list(parts) == [
         "tgsent", "data", "sample", "repeats", "test", "extra", "labels", "split", "seed", "model",
-        "init", "recipe", "precision", "prompt", "decoding", "metric",
+        "init", "backend", "recipe", "precision", "prompt", "decoding", "metric",
     ]  # fmt: skip
     assert parts["sample"] == "200@1"
     assert parts["model"] == "gpt2@bbbbbbbbbbbb"

@@ -42,8 +42,7 @@ def replacing(path: Path, size: int) -> Iterator[Path]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        with contextlib.suppress(OSError):  # some network folders know no such thing
-            sync(path.parent)  # the new name, too, survives a power failure
+        _sync_names(path.parent)
 
 
 def sync(path: Path) -> None:
@@ -53,6 +52,15 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync_names(folder: Path) -> None:
+    """Have new names survive a power failure, too, where the file system knows of that."""
+    try:
+        sync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
 
 
 @contextlib.contextmanager

@@ -43,6 +43,7 @@ def of_trial(spec: TrialSpec, split: Split, commit: str | None, precision: str) 
         "seed": spec.seed,
         "model": model.replace("|", "_"),
         "init": "fitted" if spec.is_baseline else spec.training.init,
+        "backend": "fitted" if spec.is_baseline else spec.training.backend,
         "recipe": recipe,
         "precision": precision,
         "prompt": prompt,
