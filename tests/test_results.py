@@ -11,16 +11,17 @@ from tgsent.results import collect
 LABELS = ["x", "y"]
 
 
-def answers(right: int, n: int = 40) -> list[Prediction]:
+def answers(right: int, n: int = 40, trial: int = 1) -> list[Prediction]:
     """n texts of both labels by turns, the first ones answered rightly."""
     truth = [LABELS[i % 2] for i in range(n)]
     said = [t if i < right else LABELS[LABELS.index(t) - 1] for i, t in enumerate(truth)]
-    return [Prediction("text", t, s, s) for t, s in zip(truth, said, strict=True)]
+    pairs = enumerate(zip(truth, said, strict=True))
+    return [Prediction(f"text {trial} {i}", t, s, s) for i, (t, s) in pairs]
 
 
 def result(scores: dict[str, dict[int, int]], **more: Any) -> dict[str, Any]:
     """Collect models that have so many of 40 texts right in each trial."""
-    predictions = {(m, k): answers(n) for m, own in scores.items() for k, n in own.items()}
+    predictions = {(m, k): answers(n, trial=k) for m, own in scores.items() for k, n in own.items()}
     trials = {
         m: {
             k: {"macro_f1": n / 40, "n_test": 40, "signature": f"model:{m}"} for k, n in own.items()

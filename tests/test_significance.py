@@ -27,13 +27,18 @@ def answered(
     """Answers to n texts of all labels by turns, so often right."""
     truth = [labels[i % len(labels)] for i in range(n)]
     return [
-        (t, t if rng.random() < accuracy else rng.choice([x for x in labels if x != t]))
-        for t in truth
+        (str(i), t, t if rng.random() < accuracy else rng.choice([x for x in labels if x != t]))
+        for i, t in enumerate(truth)
     ]
 
 
+def other_texts(answers: Answers, prefix: object) -> Answers:
+    """The same answers to other texts."""
+    return [(f"{prefix} {text}", label, said) for text, label, said in answers]
+
+
 def macro_f1(answers: Answers, labels: tuple[str, ...] = LABELS) -> float:
-    truth, said = zip(*((t, s or "") for t, s in answers), strict=True)
+    truth, said = zip(*((t, s or "") for _, t, s in answers), strict=True)
     return float(f1_score(truth, said, labels=list(labels), average="macro", zero_division=0))
 
 
@@ -43,10 +48,12 @@ def macro_f1(answers: Answers, labels: tuple[str, ...] = LABELS) -> float:
 def test_the_bootstrap_is_that_of_drawing_texts_one_by_one() -> None:
     rng = random.Random(1)
     labels = ("a", "b", "c")
-    one = [(t, s if i % 11 else None) for i, (t, s) in enumerate(answered(rng, 90, 0.7, labels))]
+    one = [
+        (x, t, s if i % 11 else None) for i, (x, t, s) in enumerate(answered(rng, 90, 0.7, labels))
+    ]
     other = answered(rng, 90, 0.6, labels)
     draws = bootstrap([{"one": one, "other": other}], labels)
-    truth = [t for t, _ in one]
+    truth = [t for _, t, _ in one]
     plain = []
     for seed in range(1_500):
         rows = resample(range(90), stratify=truth, random_state=seed)
@@ -61,20 +68,62 @@ def test_the_bootstrap_is_that_of_drawing_texts_one_by_one() -> None:
 
 def test_the_mean_over_trials_is_drawn() -> None:
     rng = random.Random(2)
-    trials = [{"m": answered(rng, 200, 0.8)} for _ in range(4)]
+    trials = [{"m": other_texts(answered(rng, 200, 0.8), k)} for k in range(4)]
     alone = bootstrap(trials[:1], LABELS)["m"]
     together = bootstrap(trials, LABELS)["m"]
     assert together.mean() == pytest.approx(np.mean([macro_f1(t["m"]) for t in trials]), abs=0.003)
     assert together.std() == pytest.approx(alone.std() / 2, rel=0.15)
 
 
+def test_a_text_of_several_trials_is_one_text() -> None:
+    """Answered alike four times, it tells as much as once; and so do texts that repeat."""
+    own = answered(random.Random(11), 200, 0.8)
+    once = bootstrap([{"m": own}], LABELS)["m"]
+    assert bootstrap([{"m": own}] * 4, LABELS)["m"].std() == pytest.approx(once.std(), rel=0.05)
+    repeated = bootstrap([{"m": [*own, *own]}], LABELS)["m"]
+    assert repeated.std() == pytest.approx(once.std(), rel=0.05)
+    better = [(x, t, t if i % 10 else s) for i, (x, t, s) in enumerate(own)]
+    pair = {"x": better, "y": own}
+    scores = {m: dict.fromkeys((1, 2, 3), macro_f1(a)) for m, a in pair.items()}
+    (one,) = compare({1: pair}, {m: {1: own[1]} for m, own in scores.items()}, LABELS)
+    (three,) = compare(dict.fromkeys((1, 2, 3), pair), scores, LABELS)
+    assert (three.n, three.only_first, three.p_value) == (200, one.only_first, one.p_value)
+
+
+def test_some_texts_in_common_are_drawn_as_one_by_one() -> None:
+    rng = random.Random(12)
+    shared, first, second, again = (other_texts(answered(rng, 60, 0.7), k) for k in "sabs")
+    trials = [[*first, *shared], [*second, *again]]
+    draws = bootstrap([{"m": own} for own in trials], LABELS)["m"]
+    truth = [t for _, t, _ in first]
+    plain = []
+    for seed in range(1_500):
+        rows, a, b = (
+            resample(range(60), stratify=truth, random_state=3 * seed + k) for k in range(3)
+        )
+        scores = [
+            macro_f1([*(own[i] for i in alone), *(own[60 + i] for i in rows)])
+            for own, alone in zip(trials, (a, b), strict=True)
+        ]
+        plain.append(np.mean(scores))
+    assert draws.std() == pytest.approx(np.std(plain), rel=0.08)
+
+
+def test_very_many_answers_take_little_memory() -> None:
+    labels = tuple(map(str, range(50)))
+    rng = random.Random(13)
+    trials = [{"m": other_texts(answered(rng, 500, 0.5, labels), k)} for k in range(10)]
+    low, high = interval(bootstrap(trials, labels)["m"])
+    assert low < np.mean([macro_f1(t["m"], labels) for t in trials]) < high
+
+
 def test_no_luck_where_all_answers_are_right() -> None:
-    draws = bootstrap([{"m": [("a", "a"), ("b", "b")]}], LABELS)["m"]
+    draws = bootstrap([{"m": [("1", "a", "a"), ("2", "b", "b")]}], LABELS)["m"]
     assert interval(draws) == (1.0, 1.0)
 
 
 def test_a_label_without_texts_and_answers_that_are_no_label() -> None:
-    draws = bootstrap([{"m": [("a", "a"), ("a", None)]}], ("a", "b"))["m"]
+    draws = bootstrap([{"m": [("1", "a", "a"), ("2", "a", None)]}], ("a", "b"))["m"]
     assert draws.max() == 0.5
     assert draws.min() == 0.0
 
@@ -86,7 +135,7 @@ def test_the_same_answers_give_the_same_interval() -> None:
 
 def test_three_models_and_trials_of_500_texts_take_less_than_two_seconds() -> None:
     rng = random.Random(4)
-    trials = {k: {m: answered(rng, 500, 0.8) for m in "xyz"} for k in (1, 2, 3)}
+    trials = {k: {m: other_texts(answered(rng, 500, 0.8), k) for m in "xyz"} for k in (1, 2, 3)}
     scores = {m: {k: macro_f1(trials[k][m]) for k in trials} for m in "xyz"}
     started = time.perf_counter()
     compare(trials, scores, LABELS)
@@ -106,12 +155,16 @@ def test_intervals_hold_the_truth_93_to_97_times_in_100() -> None:
         return "b" if label == "a" else "a"
 
     def texts(counts: dict[str, np.ndarray]) -> dict[str, Answers]:
-        said: dict[str, list[tuple[str, str | None]]] = {"first": [], "second": []}
+        first: list[tuple[str, str | None]] = []
+        second: list[tuple[str, str | None]] = []
         for label, numbers in counts.items():
             for (one, other), number in zip(kinds, numbers, strict=True):
-                said["first"] += [(label, label if one else wrong(label))] * int(number)
-                said["second"] += [(label, label if other else wrong(label))] * int(number)
-        return said
+                first += [(label, label if one else wrong(label))] * int(number)
+                second += [(label, label if other else wrong(label))] * int(number)
+        return {
+            "first": [(str(i), *answer) for i, answer in enumerate(first)],
+            "second": [(str(i), *answer) for i, answer in enumerate(second)],
+        }
 
     many = texts({label: np.array(share) * 1_000 for label, share in shares.items()})
     truth = {name: macro_f1(answers) for name, answers in many.items()}
@@ -189,7 +242,13 @@ def test_needed_texts_are_enough_four_times_in_five() -> None:
 
 def compared(first: float, second: float, n: int = 500) -> Comparison:
     rng = random.Random(7)
-    trials = {k: {"x": answered(rng, n, first), "y": answered(rng, n, second)} for k in (1, 2)}
+    trials = {
+        k: {
+            "x": other_texts(answered(rng, n, first), k),
+            "y": other_texts(answered(rng, n, second), k),
+        }
+        for k in (1, 2)
+    }
     scores = {m: {k: macro_f1(trials[k][m]) for k in trials} for m in "xy"}
     (one,) = compare(trials, scores, LABELS)
     return one

@@ -254,7 +254,7 @@ def _run_app() -> int:
     except TgsentError as error:
         if os.environ.get("TGSENT_DEBUG") == "1":
             typer.echo(message(traceback.format_exc()), err=True)
-        _complain(str(error))
+        _complain(str(error) + (_but_not_fresh() if isinstance(error, StoppedError) else ""))
         return error.exit_code
     except typer.TyperException as error:  # of the command line itself
         _complain(f"{error.format_message()} (tgsent --help shows the way)")
@@ -273,5 +273,10 @@ def _run_app() -> int:
         )
         return TgsentError.exit_code
     if code == StoppedError.exit_code:  # into which Typer may have turned Ctrl-C already
-        _complain(f"interrupted; {interrupts.GOING_ON}")
+        _complain(f"interrupted; {interrupts.GOING_ON}{_but_not_fresh()}")
     return code
+
+
+def _but_not_fresh() -> str:
+    """Warn of a second start from nothing, where the same command would make one."""
+    return " (without --fresh)" if "--fresh" in sys.argv else ""

@@ -34,7 +34,7 @@ def collect(
     labels = manifest["data"]["labels"]
     answers: dict[int, dict[str, Answers]] = {}
     for (model, number), given in predictions.items():
-        answers.setdefault(number, {})[model] = [(p.label, p.predicted) for p in given]
+        answers.setdefault(number, {})[model] = [(p.text, p.label, p.predicted) for p in given]
     # with extra test texts, what is compared is the score on all
     scores = {
         model: {k: metrics.get("all", metrics)["macro_f1"] for k, metrics in own.items()}

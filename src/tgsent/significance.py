@@ -7,7 +7,7 @@ would have given. What another training would have given, only several trials ca
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -21,9 +21,14 @@ RESAMPLES = 10_000
 SEED = 1
 LEVEL = 0.95
 _POWER = 0.8
+_CELLS_AT_ONCE = 2**22  # of a table of draws: bounds the memory
 
-Answers = Sequence[tuple[str, str | None]]
-"""The label of each test text, and the label that a model gave it, or None."""
+Answers = Sequence[tuple[str, str, str | None]]
+"""Each test text, its label, and the label that a model gave it, or None."""
+
+
+_Seen = tuple[tuple[int, tuple[str | None, ...]], ...]
+"""In which trials a text is, and what every model answered there."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +38,14 @@ class Comparison:
     first: str
     second: str
     n: int
-    """Test texts, all trials."""
+    """Test texts of all trials, each counted once."""
     difference: float
     """In macro-F1, the mean over the trials that both have."""
     interval: tuple[float, float]
     """Of the difference: 95 %, stratified bootstrap over the test texts."""
     only_first: int
-    """Texts that only the first got right."""
+    """Texts that the first got right, and the second did not; for a text of several trials, more
+    often than the second."""
     only_second: int
     p_value: float
     """Exact McNemar test of the two numbers above."""
@@ -88,44 +94,64 @@ class Comparison:
 def bootstrap(
     trials: Sequence[Mapping[str, Answers]], labels: Sequence[str], *, resamples: int = RESAMPLES
 ) -> dict[str, NDArray[np.float64]]:
-    """Draw the test texts of every trial anew; give each model's mean macro-F1 in each draw.
+    """Draw the test texts anew; give each model's mean macro-F1 over the trials in each draw.
 
     Every trial is a mapping from all models to their answers to the same texts. Texts are drawn
-    with replacement within each label (stratified), the same ones for all models. Texts of one
-    label to which all models gave the same answers are interchangeable, so that numbers of them are
-    drawn instead (a multinomial draw), which is the same and takes no loop. Gives `(resamples,)`.
+    with replacement within each label (stratified), the same ones for all models. A text that
+    several trials have in common is drawn for all of them at once, among those that are in as many
+    trials: it is one text, however often it was answered. Texts with the same answers are
+    interchangeable, so that numbers of them are drawn instead (a multinomial draw), which is the
+    same and takes no loop. Gives `(resamples,)` per model.
     """
     rng = np.random.default_rng(SEED)
     models = list(trials[0])
-    totals = {model: np.zeros(resamples) for model in models}
-    index = {label: i for i, label in enumerate(labels)}
-    for trial in trials:
-        truth = [label for label, _ in trial[models[0]]]
-        joint = zip(
-            truth, *([answer for _, answer in trial[model]] for model in models), strict=True
-        )
-        patterns = Counter(joint)
-        # (resamples, labels): texts of each label, and how often each label was said, and rightly
-        said = {model: np.zeros((resamples, len(labels))) for model in models}
-        right = {model: np.zeros((resamples, len(labels))) for model in models}
-        for label in labels:
-            own = [(pattern[1:], n) for pattern, n in patterns.items() if pattern[0] == label]
-            if not own:
-                continue
-            counts = np.array([n for _, n in own])
-            drawn = rng.multinomial(counts.sum(), counts / counts.sum(), size=resamples)
-            for position, model in enumerate(models):
-                for column, (answers, _) in enumerate(own):
-                    if (answer := answers[position]) in index:
-                        said[model][:, index[answer]] += drawn[:, column]
-                        if answer == label:
-                            right[model][:, index[answer]] += drawn[:, column]
-        support = np.array([truth.count(label) for label in labels])
-        for model in models:
-            both = said[model] + support
-            f1 = np.divide(2 * right[model], both, out=np.zeros_like(both), where=both > 0)
-            totals[model] += f1.mean(axis=1) / len(trials)
-    return totals
+    strata: dict[tuple[str, int], Counter[_Seen]] = defaultdict(Counter)
+    for (_, label), seen in _by_text(trials).items():
+        strata[label, len(seen)][seen] += 1
+    shape = (len(trials), len(models) + 1, 2, len(labels))
+    longest = max(len(patterns) for patterns in strata.values())
+    at_once = max(1, _CELLS_AT_ONCE // max(longest, math.prod(shape)))
+    draws = []
+    for start in range(0, resamples, at_once):
+        size = min(at_once, resamples - start)
+        counts = np.zeros((size, math.prod(shape)))
+        for (label, _), patterns in strata.items():
+            numbers = np.array(list(patterns.values()))
+            drawn = rng.multinomial(numbers.sum(), numbers / numbers.sum(), size=size)
+            counts += drawn @ np.array([_count(seen, label, labels, shape) for seen in patterns])
+        said, right = np.moveaxis(counts.reshape(size, *shape), 3, 0)
+        support = said[:, :, -1:]
+        both = said + support
+        f1 = np.divide(2 * right, both, out=np.zeros_like(both), where=both > 0)
+        draws.append(f1.mean(axis=(1, 3)))
+    return dict(zip(models, np.concatenate(draws).T, strict=False))  # the last is the truth
+
+
+def _by_text(trials: Sequence[Mapping[str, Answers]]) -> dict[tuple[str, str], _Seen]:
+    """Give for each text and label in which trials it is, and what the models answered there."""
+    texts: dict[tuple[str, str], list[tuple[int, tuple[str | None, ...]]]] = defaultdict(list)
+    for number, trial in enumerate(trials):
+        for answers in zip(*trial.values(), strict=True):
+            text, label, _ = answers[0]
+            texts[text, label].append((number, tuple(said for _, _, said in answers)))
+    return {key: tuple(seen) for key, seen in texts.items()}
+
+
+def _count(
+    seen: _Seen, label: str, labels: Sequence[str], shape: tuple[int, ...]
+) -> NDArray[np.float64]:
+    """Count one text: for every trial and model how often each label was said, and rightly.
+
+    The truth stands there as one more model, the last.
+    """
+    index = {name: i for i, name in enumerate(labels)}
+    counts = np.zeros(shape)
+    for trial, answers in seen:
+        for model, answer in enumerate((*answers, label)):
+            if answer in index:
+                counts[trial, model, 0, index[answer]] += 1
+                counts[trial, model, 1, index[answer]] += answer == label
+    return counts.ravel()
 
 
 def interval(draws: NDArray[np.float64]) -> tuple[float, float]:
@@ -164,29 +190,29 @@ def _compare(
     draws = bootstrap(pair, labels)
     differences = draws[first] - draws[second]
     difference = float(np.mean(scores[first]) - np.mean(scores[second]))
-    outcomes = Counter(
-        (label == one, label == other)
-        for trial in pair
-        for (label, one), (_, other) in zip(trial[first], trial[second], strict=True)
-    )
-    n = sum(outcomes.values())
+    texts = [
+        sum((one == label) - (other == label) for _, (one, other) in seen)
+        for (_, label), seen in _by_text(pair).items()
+    ]
+    only_first, only_second = (sum(n > 0 for n in texts), sum(n < 0 for n in texts))
     return {
         "first": first,
         "second": second,
-        "n": n,
+        "n": len(texts),
         "difference": difference,
         "interval": interval(differences),
-        "only_first": outcomes[True, False],
-        "only_second": outcomes[False, True],
-        "p_value": mcnemar(outcomes[True, False], outcomes[False, True]),
-        "needed": needed(difference, float(differences.std(ddof=1)), n),
+        "only_first": only_first,
+        "only_second": only_second,
+        "p_value": mcnemar(only_first, only_second),
+        "needed": needed(difference, float(differences.std(ddof=1)), len(texts)),
     }
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
     """Give the exact two-sided p-value that both models are right equally often (McNemar 1947).
 
-    Of the texts that just one got right, each is as likely to be the one's as the other's.
+    Of the texts that just one got right, each is as likely to be the one's as the other's. With
+    texts of several trials, that is a sign test over the texts.
     """
     discordant = only_first + only_second
     return float(stats.binomtest(only_first, discordant).pvalue) if discordant else 1.0
