@@ -183,7 +183,7 @@ class Bench:
     @functools.cached_property
     def precision(self) -> str:
         """The best precision: bf16 where the device computes it natively, else fp32."""
-        return loop.resolve_precision("auto", self.resolved_device)
+        return loop.resolve_precision(TrainingConfig(), self.resolved_device)
 
     def spec(self, decoding: str = "free", **training: Any) -> TrialSpec:
         """Describe the trial."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import random
@@ -116,7 +117,7 @@ def _mutated_values(rng: random.Random) -> bytes:
             holder = holder[key]
         what = rng.random()
         if what < 0.7:
-            holder[path[-1]] = rng.choice(NASTY)
+            holder[path[-1]] = copy.deepcopy(rng.choice(NASTY))
         elif what < 0.8:
             del holder[path[-1]]
         elif isinstance(holder, dict):
@@ -391,7 +392,7 @@ def _sentiment140(rng: random.Random) -> tuple[str, bytes]:
         lines[at] = rng.choice((
             lines[at][:-1], lines[at] + ',"x"', lines[at].replace('"0"', '"2"'), "", '"', ",,,,,",
             lines[at].replace("NO_QUERY", 'a"b'), lines[at].replace("day", "day\nmore"), "\x00",
-            lines[at][: rng.randrange(len(lines[at]))],
+            lines[at][: rng.randrange(len(lines[at]) + 1)],
         ))  # fmt: skip
     return "data.csv", rng.choice(("\n", "\r\n", "\r")).join(lines).encode("latin-1")
 

@@ -296,11 +296,15 @@ def test_a_run_folder_holds_what_is_promised(
 ) -> None:
     folder = first_run[0] / "runs/default"
     trials = [f"{model}/trial-{k}" for model in ("gpt2", "t5") for k in (1, 2)]
-    expected = ["config.yaml", "manifest.json", "results.csv", "results.json"] + [
-        f"{trial}/{name}"
-        for trial in trials
-        for name in ("log.jsonl", "metrics.json", "predictions.csv")
-    ]
+    expected = (
+        ["config.yaml", "manifest.json", "report.html", "report.md"]
+        + ["results.csv", "results.json"]
+        + [
+            f"{trial}/{name}"
+            for trial in trials
+            for name in ("log.jsonl", "metrics.json", "predictions.csv")
+        ]
+    )
     assert sorted(contents(folder, "*.*")) == sorted(expected)
     assert load(str(folder / "config.yaml")).trials == 2
 
@@ -546,3 +550,60 @@ def test_a_dry_run_counts_the_padding_that_the_recipe_asks_for(cli: Cli, tmp_pat
         training, n_train = plan["config"]["training"], sum(plan["splits"][0]["train"].values())
     assert tokens[1] == n_train * training["epochs"] * training["max_tokens"]
     assert tokens[0] < tokens[1]
+
+
+# ----------------------------------------------------------------------------------- the report
+
+
+def test_a_report_can_be_made_again_in_every_format(finished: Path, cli: Cli) -> None:
+    folder = finished / "runs/default"
+
+    def report(*args: str) -> str:
+        done = cli("report", "runs/default", *args, cwd=finished)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    table = report()
+    assert table == report("--format", "table")
+    assert "gpt2 has the highest mean" in table or "t5 has the highest mean" in table
+    assert report("--format", "json").encode() == (folder / "results.json").read_bytes()
+    for form, name in (("csv", "results.csv"), ("html", "report.html"), ("markdown", "report.md")):
+        assert report("--format", form).encode() == (folder / name).read_bytes()
+    assert report("-o", "mine.html") == ""
+    assert (finished / "mine.html").read_bytes() == (folder / "report.html").read_bytes()
+    assert report("-o", "mine.txt", "--format", "csv") == ""
+    assert (finished / "mine.txt").read_bytes() == (folder / "results.csv").read_bytes()
+
+
+def test_several_runs_are_put_in_one_table_or_it_is_said_why_not(finished: Path, cli: Cli) -> None:
+    assert finished.is_dir()
+    more = ("-m", "tfidf", "-n", "2", *ON_TEXTS, "--set", "name=more")
+    assert cli("run", *more).returncode == 0
+    both = cli("report", "runs/default", "runs/more")
+    assert both.returncode == 0
+    assert "default + more: macro-F1" in both.stdout
+    assert all(f"│ {name}" in both.stdout for name in ("gpt2", "t5", "tfidf"))
+    assert cli("run", *more[:4], *ON_TEXTS, "--set", "name=odd", "--set", "seed=4").returncode == 0
+    refused = cli("report", "runs/default", "runs/odd")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "trial 1 was tested on other texts" in refused.stderr
+    assert "seed is 1 and 4" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("runs/default/gpt2",), "is no run folder, as it holds no manifest.json"),
+        (("nowhere",), "is no run folder"),
+        ((), "Missing argument"),
+        (("runs/default", "--format", "pdf"), "'pdf' is not one of"),
+        (("runs/default", "-o", "nowhere/deep"), ""),
+    ],
+)
+def test_what_cannot_be_reported_is_told(
+    args: tuple[str, ...], message: str, finished: Path, cli: Cli
+) -> None:
+    done = cli("report", *args, cwd=finished)
+    assert done.returncode == (2 if message else 0)
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) <= 3

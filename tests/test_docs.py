@@ -46,7 +46,8 @@ def test_example_commands_of_the_readme_are_accepted(cli, tmp_path):
     assert len(commands) >= 5
     for command in commands:
         arguments = shlex.split(command)
-        tiny = ["--set", "training.init=tiny", "--set", "data.sample_size=null", "--dry-run"]
+        size = "1000" if "extra_test_size" in command else "null"
+        tiny = ["--set", "training.init=tiny", "--set", f"data.sample_size={size}", "--dry-run"]
         if not any("data.path" in part for part in arguments):
             tiny += ["--set", "data.path=sample"]
         done = cli(*arguments, *tiny)

@@ -349,19 +349,20 @@ def test_auto_precision_on_cpu_is_what_the_processor_has(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
-    assert loop.resolve_precision("auto", "cpu") == resolved
-    assert loop.resolve_precision("auto", "mps") == "fp32"
+    assert loop.resolve_precision(TrainingConfig(), "cpu") == resolved
+    assert loop.resolve_precision(TrainingConfig(), "mps") == "fp32"
+    assert loop.resolve_precision(TrainingConfig(init="tiny"), "cpu") == "fp32"
 
 
 @pytest.mark.parametrize(
     ("precision", "device"),
     [("fp32", "cpu"), ("bf16", "cpu"), ("fp32", "cuda"), ("bf16", "cuda"), ("fp16", "cuda")],
 )
-def test_a_named_precision_is_taken(precision: str, device: str) -> None:
-    assert loop.resolve_precision(precision, device) == precision
+def test_a_named_precision_is_taken(precision: Any, device: str) -> None:
+    assert loop.resolve_precision(TrainingConfig(precision=precision), device) == precision
 
 
 @pytest.mark.parametrize("device", ["cpu", "mps"])
 def test_fp16_needs_cuda(device: str) -> None:
     with pytest.raises(UnavailableError, match=f"fp16 needs a cuda device.* on {device}"):
-        loop.resolve_precision("fp16", device)
+        loop.resolve_precision(TrainingConfig(precision="fp16"), device)

@@ -5,11 +5,47 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from tgsent.metrics import doubts, score, summarize
+from tgsent.metrics import calibration, doubts, score, summarize
 from tgsent.records import Prediction
 
 LABELS = ("negative", "positive")
 WORDS = {"n": "negative", "p": "positive", "u": "neutral", "?": None}
+
+
+def believed(*rows: tuple[str, float]) -> list[Prediction]:
+    """Texts of a label, with the probability of `b`."""
+    return [Prediction("", label, "b" if p >= 0.5 else "a", "", (1 - p, p)) for label, p in rows]
+
+
+@pytest.mark.parametrize(
+    ("rows", "ece", "auc"),
+    [
+        # by hand: bins 0.9 (2 of 2 right, distance 0.05) and 0.6 (1 of 2, distance 0.1)
+        ([("b", 0.95), ("a", 0.05), ("b", 0.6), ("a", 0.6)], 0.075, 0.875),
+        ([("b", 1.0), ("a", 0.0)], 0.0, 1.0),
+        ([("a", 1.0), ("b", 0.0)], 1.0, 0.0),
+        ([("a", 0.5)], 0.5, None),
+    ],
+)
+def test_calibration(rows: list[tuple[str, float]], ece: float, auc: float | None) -> None:
+    found = calibration(believed(*rows), ("a", "b"))
+    assert found is not None
+    assert found["ece"] == pytest.approx(ece)
+    assert found["auc"] == (None if auc is None else pytest.approx(auc))
+    assert sum(one["n"] for one in found["bins"]) == len(rows)
+
+
+def test_without_probabilities_there_is_no_calibration() -> None:
+    assert calibration([Prediction("", "a", "a", "a")], ("a", "b")) is None
+
+
+def test_three_labels_have_no_single_roc_curve() -> None:
+    predictions = [Prediction("", "a", "a", "a", (0.8, 0.1, 0.1))]
+    found = calibration(predictions, ("a", "b", "c"))
+    assert found == {
+        "ece": pytest.approx(0.2), "auc": None,
+        "bins": [{"confidence": 0.8, "accuracy": 1.0, "n": 1}],
+    }  # fmt: skip
 
 
 def predictions(truth: str, answers: str) -> list[Prediction]:

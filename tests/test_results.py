@@ -40,7 +40,15 @@ def test_every_model_has_a_row_with_mean_deviation_and_intervals() -> None:
     assert gpt2["macro_f1"]["ci95"][0] < 0.75 < 0.85 < gpt2["macro_f1"]["ci95"][1]
     low, high = gpt2["macro_f1"]["bootstrap95"]
     assert 0.65 < low < 0.75 < 0.85 < high < 0.95
-    assert t5["macro_f1"] == {"mean": None, "std": None, "ci95": None, "bootstrap95": None}
+    (first, second) = gpt2["macro_f1"]["trials_bootstrap95"]
+    assert first[0] < 0.75 < first[1] < second[1]
+    assert t5["macro_f1"] == {
+        "mean": None,
+        "std": None,
+        "ci95": None,
+        "bootstrap95": None,
+        "trials_bootstrap95": [],
+    }
     assert gpt2["failed"] == [{"trial": 3, "reason": "no luck"}]
     assert (found["schema_version"], found["name"]) == (1, "mine")
     assert json.loads(json.dumps(found, allow_nan=False)) == found

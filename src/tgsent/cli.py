@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from tgsent.config import RunConfig
     from tgsent.data import Dataset
     from tgsent.records import Split
+    from tgsent.runs import StoredRun
 
 from tgsent import __version__, interrupts
 from tgsent.errors import StoppedError, TgsentError, UnavailableError
@@ -47,6 +50,19 @@ Exit codes:
   3 something needed cannot be reached;
   130 interrupted (the same command resumes)
 """
+
+
+class Format(StrEnum):
+    """How `tgsent report` writes."""
+
+    table = "table"
+    markdown = "markdown"
+    json = "json"
+    csv = "csv"
+    html = "html"
+
+
+_ENDINGS = {".md": Format.markdown, ".json": Format.json, ".csv": Format.csv, ".html": Format.html}
 
 
 def _version(wanted: bool) -> None:
@@ -163,6 +179,43 @@ def run(
     _print_results(results, as_json=as_json, quiet=quiet)
 
 
+@app.command(short_help="Show the results of a run, or of several side by side.")
+def report(
+    run_dirs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN_DIR...", help="Folders that runs wrote, such as runs/default."),
+    ],
+    form: Annotated[
+        Format | None,
+        typer.Option(
+            "--format", help="Of the output; else that of FILE's ending, and a table without FILE."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", metavar="FILE", help="Write to a file.")
+    ] = None,
+) -> None:
+    """Show the results of a run, or of several in one table where they tested the same texts.
+
+    Works while a run is going on, and on a run of another machine.
+    """
+    from tgsent import results, runs
+
+    if form is None:
+        form = _ENDINGS.get(output.suffix.lower(), Format.table) if output else Format.table
+    run = runs.combine([runs.read(path) for path in run_dirs])
+    found = results.of_runs(run)
+    if run.left_out:
+        _complain(f"left out, as tested on other texts: {', '.join(run.left_out)}")
+    content = _written(found, run, form)
+    if output is None:
+        sys.stdout.write(content)
+    else:
+        from tgsent.files import write_atomic
+
+        write_atomic(output, content)
+
+
 @app.command(name="setup-simplet5", short_help="Make the environment of the package SimpleT5.")
 def setup_simplet5(
     fresh: Annotated[
@@ -191,21 +244,44 @@ def _missing_models(settings: RunConfig) -> Iterator[str]:
                 yield str(error)
 
 
-def _print_results(results: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
-    """Print the results, and what is to be said of them; exit with 1 where trials failed."""
-    from rich.console import Console
-
-    from tgsent.report import notes, results_table, sentences
+def _written(found: dict[str, Any], run: StoredRun, form: Format) -> str:
+    """Write results in one of the formats."""
+    from tgsent import pages
+    from tgsent.report import results_csv
     from tgsent.store import to_json
 
-    if as_json:
-        sys.stdout.write(to_json(results))
-    else:
-        # a file or a pipe has no width: nothing may be cut there
-        console = Console(width=None if sys.stdout.isatty() else 250)
+    if form is Format.json:
+        return to_json(found)
+    if form is Format.csv:
+        return results_csv(found, escape_formulas=True)
+    if form is Format.html:
+        return pages.html(found, run)
+    if form is Format.markdown:
+        return pages.markdown_page(found, run)
+    return _table(found)
+
+
+def _table(results: dict[str, Any]) -> str:
+    """Write the table and the sentences under it, as the standard output can show them."""
+    from rich.console import Console
+
+    from tgsent.report import results_table, sentences
+
+    # a file or a pipe has no width: nothing may be cut there
+    console = Console(width=None if sys.stdout.isatty() else 250)
+    with console.capture() as captured:
         console.print(results_table(results))
         for sentence in sentences(results):
             console.print(printable(sentence), markup=False, highlight=False, soft_wrap=True)
+    return captured.get()
+
+
+def _print_results(results: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
+    """Print the results, and what is to be said of them; exit with 1 where trials failed."""
+    from tgsent.report import notes
+    from tgsent.store import to_json
+
+    sys.stdout.write(to_json(results) if as_json else _table(results))
     for note in () if quiet else notes(results):
         _complain(note)
     failures = [(m["model"], f) for m in results["models"] for f in m["failed"]]

@@ -279,7 +279,8 @@ class TrainingConfig(Section):
     batches at random, every text padded to `max_tokens`, as in the article. `auto`: `longest`;
     `max_tokens` with `backend: simplet5`."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """`auto`: bf16 where the device computes it natively, else fp32."""
+    """`auto`: bf16 where the device computes it natively, else fp32; fp32 with `init: tiny`, as
+    tiny matrices gain nothing from bf16."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """`auto`: the accelerator, where there is one."""
     simplet5: SimpleT5Config = SimpleT5Config()

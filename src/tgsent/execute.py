@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from tgsent import __version__, environment, hub, interrupts, report, results
+from tgsent import __version__, environment, hub, interrupts, pages, report, results, runs
 from tgsent.aliases import alias_of
 from tgsent.config import RunConfig, TrialSpec
 from tgsent.data import Dataset
@@ -85,6 +85,9 @@ def run(
         folder.write_json("manifest.json", manifest)
         result = _collect(config, folder, finished, failed, manifest)
         _write_results(folder, config, result)
+        found = runs.read(folder.path)
+        folder.write("report.html", pages.html(result, found))
+        folder.write("report.md", pages.markdown_page(result, found))
     return result
 
 

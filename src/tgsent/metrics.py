@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
-from sklearn.metrics import precision_recall_fscore_support
+from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
 from tgsent.records import Prediction
+
+_BINS = 10
 
 
 def score(predictions: Sequence[Prediction], labels: Sequence[str]) -> dict[str, Any]:
@@ -38,6 +40,36 @@ def score(predictions: Sequence[Prediction], labels: Sequence[str]) -> dict[str,
         "confusion": {true: {said: pairs[true, said] for said in answered} for true in labels},
         "unparsed": unparsed,
     }
+
+
+def calibration(predictions: Sequence[Prediction], labels: Sequence[str]) -> dict[str, Any] | None:
+    """Say whether the probabilities can be believed; None where there are none.
+
+    The expected calibration error is the mean distance of confidence, the probability of the given
+    label, and accuracy over ten bins of equal width, weighted by their texts (Guo et al. 2017). The
+    area under the ROC curve is that of the second label, where there are two and both occur.
+    """
+    if not predictions or any(p.probabilities is None for p in predictions):
+        return None
+    table = np.array([p.probabilities for p in predictions])
+    confidence = table.max(axis=1)
+    right = np.array([p.predicted == p.label for p in predictions], dtype=float)
+    bin_of = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
+    bins = [
+        {
+            "confidence": float(confidence[here].mean()),
+            "accuracy": float(right[here].mean()),
+            "n": int(here.sum()),
+        }
+        for here in (bin_of == number for number in range(_BINS))
+        if here.any()
+    ]
+    n = len(predictions)
+    error = sum(one["n"] / n * abs(one["confidence"] - one["accuracy"]) for one in bins)
+    truth = [p.label == labels[-1] for p in predictions]
+    both = len(labels) == 2 and len(set(truth)) == 2
+    auc = float(roc_auc_score(truth, table[:, 1])) if both else None
+    return {"ece": float(error), "auc": auc, "bins": bins}
 
 
 def doubts(numbers: dict[str, Any]) -> list[str]:

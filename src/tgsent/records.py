@@ -89,6 +89,10 @@ class Outcome:
     precision: str
     versions: dict[str, str] = field(default_factory=dict)
     """Of the libraries that did it, where they are not those of the run's manifest."""
+    example: tuple[str, str] | None = None
+    """Prompt and completion of a training text, as the model saw them."""
+    shots: tuple[Example, ...] = ()
+    """The worked examples that every prompt began with."""
 
 
 @dataclass(frozen=True, slots=True)

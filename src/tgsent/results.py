@@ -9,6 +9,7 @@ from typing import Any
 from tgsent import signature
 from tgsent.metrics import summarize
 from tgsent.records import Prediction
+from tgsent.runs import StoredRun
 from tgsent.significance import Answers, Comparison, bootstrap, compare, interval
 
 SCHEMA_VERSION = 1
@@ -47,6 +48,10 @@ def collect(
             "macro_f1": {
                 **summarize([metrics["macro_f1"] for metrics in own.values()]),
                 "bootstrap95": _bootstrap(model, answers, labels, own),
+                "trials_bootstrap95": [
+                    _bootstrap(model, answers, labels, {number: metrics})
+                    for number, metrics in own.items()
+                ],
             },
             **_all(model, answers, labels, own),
             "failed": [
@@ -72,6 +77,11 @@ def collect(
         ],
         "manifest": manifest,
     }
+
+
+def of_runs(run: StoredRun) -> dict[str, Any]:
+    """Put the same together from what run folders hold."""
+    return collect(run.name, run.trials, run.failed, run.predictions, run.manifest)
 
 
 def _all(

@@ -21,7 +21,7 @@ RESAMPLES = 10_000
 SEED = 1
 LEVEL = 0.95
 _POWER = 0.8
-_CELLS_AT_ONCE = 2**22  # of a table of draws: bounds the memory
+_CELLS_AT_ONCE = 2**19  # of a table of draws: bounds the memory
 
 Answers = Sequence[tuple[str, str, str | None]]
 """Each test text, its label, and the label that a model gave it, or None."""

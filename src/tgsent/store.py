@@ -101,7 +101,7 @@ class RunFolder:
                 " --fresh moves the folder aside, --output DIR takes another"
             )
         now = yaml.safe_load(config.to_yaml())
-        old, new = _flat(before), _flat(now)
+        old, new = flat(before), flat(now)
         differing = [
             f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
             for key in dict.fromkeys((*old, *new))
@@ -184,6 +184,11 @@ class RunFolder:
         metrics = json.loads((folder / "metrics.json").read_bytes())
         content = (folder / "predictions.csv").read_bytes().decode("utf-8", "surrogatepass")
         return read_predictions(content, escaped=metrics.get("formulas_escaped", True))
+
+    def log(self, model: str, trial: int) -> list[dict[str, Any]]:
+        """Read the training log of a finished trial."""
+        content = (self.path / model / f"trial-{trial}" / "log.jsonl").read_text("utf-8")
+        return [json.loads(line) for line in content.splitlines()]
 
     def other_trials(self, specs: Sequence[TrialSpec]) -> list[str]:
         """Name the finished trials in the folder that are none of `specs`."""
@@ -306,13 +311,14 @@ def _csv_line(fields: Sequence[str]) -> str:
     return file.getvalue().removesuffix("\r\n") + "\n"
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Give the values of nested mappings by their dotted keys."""
     if not isinstance(value, dict) or not value:
         return {prefix.rstrip("."): value}
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, item in value.items():
-        flat |= _flat(item, f"{prefix}{key}.")
-    return flat
+        found |= flat(item, f"{prefix}{key}.")
+    return found
 
 
 def _models(values: dict[str, Any]) -> dict[tuple[str, str | None], Any]:

@@ -24,6 +24,7 @@ from tgsent.finetune.family import Batch, Counted
 from tgsent.models import LoadedModel
 from tgsent.prompts import choose_shots
 from tgsent.records import Encoded, Outcome, Progress, Split, TrialResult
+from tgsent.redaction import without_secrets
 
 
 def run_trial(
@@ -123,7 +124,9 @@ def _through_our_loop(
         parameters=loaded.model.num_parameters(),
         trainable_parameters=trainable_parameters,
         device=accelerator.device.type,
-        precision=loop.resolve_precision(training.precision, accelerator.device.type),
+        precision=loop.resolve_precision(training, accelerator.device.type),
+        example=(loaded.decode(examples[0].prompt), loaded.decode(examples[0].target)),
+        shots=shots,
     )
 
 
@@ -172,6 +175,7 @@ def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> dict[str, Any]:
     if split.extra:
         everything = metrics.score(outcome.predictions, spec.labels)
         extra = {"all": {"n_test": len(split.tested), **everything}}
+    honesty = metrics.calibration(outcome.predictions, spec.labels)
     snapshot = hub.fetch_for(spec)
     commit = snapshot.commit if snapshot else None
     return {
@@ -182,6 +186,7 @@ def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> dict[str, Any]:
         **scores,
         **extra,
         "extra_sha256": split.extra_sha256,
+        **({"calibration": honesty} if honesty else {}),
         "warnings": [] if spec.model == "majority" else metrics.doubts(scores),
         "truncated": outcome.truncated,
         "truncated_tokens": outcome.truncated_tokens,
@@ -206,6 +211,8 @@ def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> dict[str, Any]:
         "split_sha256": split.sha256,
         "fingerprint": spec.fingerprint,
         "signature": signature.of_trial(spec, split, commit, outcome.precision),
+        "example": list(map(without_secrets, outcome.example)) if outcome.example else None,
+        "shots": [[shot.text, shot.label] for shot in outcome.shots],
         "formulas_escaped": spec.escape_formulas,
     }
 

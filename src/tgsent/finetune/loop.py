@@ -49,7 +49,7 @@ def make_accelerator(training: TrainingConfig) -> Accelerator:
     Raises UnavailableError for a device or precision that this machine does not have.
     """
     device = resolve_device(training.device)
-    precision = resolve_precision(training.precision, device)
+    precision = resolve_precision(training, device)
     if device == "cpu":
         keep_freed_memory()
     # accelerate keeps device and precision in a singleton; models of one run may differ in both
@@ -88,8 +88,15 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def resolve_precision(precision: str, device: str) -> str:
-    """Give `fp32`, `bf16` or `fp16`; `auto` is bf16 where the device computes it natively."""
+def resolve_precision(training: TrainingConfig, device: str) -> str:
+    """Give `fp32`, `bf16` or `fp16`.
+
+    `auto` is bf16 where the device computes it natively, but fp32 for tiny models, whose matrices
+    are too small to gain from it. Raises UnavailableError for fp16 without a cuda device.
+    """
+    precision = training.precision
+    if precision == "auto" and training.init == "tiny":
+        return "fp32"
     if precision == "auto":
         if device == "cuda":
             native = torch.cuda.is_bf16_supported(including_emulation=False)

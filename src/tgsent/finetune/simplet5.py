@@ -82,7 +82,13 @@ def train_and_answer(
         device=results["device"],
         precision="fp32",
         versions=versions,
+        example=_example(spec, split),
     )
+
+
+def _example(spec: TrialSpec, split: Split) -> tuple[str, str]:
+    text, label = split.train[0].text, split.train[0].label
+    return render_prompt(spec.prompt, text), render_target(spec.prompt, label)
 
 
 def _job(spec: TrialSpec, split: Split) -> dict[str, Any]:

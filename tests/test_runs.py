@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import run_folders
+from tgsent import results, runs
+from tgsent.errors import RunFolderError
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_folders.make(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture
+def copy(run: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(run, tmp_path / "runs/default")
+
+
+def test_what_is_read_gives_the_result_of_the_run(run: Path) -> None:
+    found = runs.read(run)
+    rebuilt = json.loads(json.dumps(results.of_runs(found)))
+    assert rebuilt == json.loads((run / "results.json").read_bytes())
+    assert list(found.trials) == ["majority", "tfidf"]
+    assert found.predictions["tfidf", 2][0].text.startswith("a ")
+    assert found.logs["tfidf", 1] == []
+
+
+def test_a_run_that_is_going_on_can_be_read(copy: Path) -> None:
+    (copy / "results.json").unlink()
+    (copy / "tfidf/trial-2/metrics.json").unlink()
+    (copy / "tfidf/trial-2/predictions.csv").unlink()
+    found = runs.read(copy)
+    assert {name: list(own) for name, own in found.trials.items()} == {
+        "majority": [1, 2], "tfidf": [1]
+    }  # fmt: skip
+    assert len(results.of_runs(found)["comparisons"]) == 1
+
+
+def test_models_that_the_last_run_did_not_name_are_shown_after_its_own(
+    run: Path, copy: Path
+) -> None:
+    texts = run.parents[1] / "texts.csv"
+    run_folders.make(copy.parents[1], models=("gpt2",), trials=1, texts=texts)
+    found = runs.read(copy)
+    assert {name: list(own) for name, own in found.trials.items()} == {
+        "gpt2": [1], "majority": [1, 2], "tfidf": [1, 2]
+    }  # fmt: skip
+    assert [split["trial"] for split in found.manifest["splits"]] == [1, 2]
+    assert list(found.specs) == ["gpt2"]
+    assert found.logs["gpt2", 1][0]["step"] == 1
+
+
+def test_trials_of_other_texts_are_left_out(copy: Path) -> None:
+    path = copy / "tfidf/trial-2/metrics.json"
+    path.write_text(path.read_text().replace('"split_sha256": "', '"split_sha256": "x'))
+    found = runs.read(copy)
+    assert list(found.trials["tfidf"]) == [1]
+    assert found.left_out == ("tfidf trial 2",)
+
+
+def test_reasons_of_failures_are_kept_until_the_trial_is_finished(copy: Path) -> None:
+    result = json.loads((copy / "results.json").read_bytes())
+    result["models"][1]["failed"] = [{"trial": k, "reason": "no luck"} for k in (2, 3)]
+    (copy / "results.json").write_text(json.dumps(result))
+    assert runs.read(copy).failed == {"majority": {}, "tfidf": {3: "no luck"}}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("manifest.json", None, "is no run folder, as it holds no manifest.json"),
+        ("manifest.json", "{", "manifest.json: is not the JSON that a run wrote there"),
+        ("manifest.json", "[]", "manifest.json: is not the JSON that a run wrote there"),
+        ("config.yaml", None, "is no run folder, as it holds no config.yaml"),
+        ("majority/trial-1/metrics.json", "{", "is not the JSON that a run wrote there"),
+    ],
+)
+def test_what_is_no_run_folder_is_refused(
+    name: str, content: str | None, message: str, copy: Path
+) -> None:
+    (copy / name).unlink()
+    if content is not None:
+        (copy / name).write_text(content)
+    with pytest.raises(RunFolderError, match=message) as caught:
+        runs.read(copy)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_runs_on_the_same_texts_stand_side_by_side(run: Path, tmp_path: Path) -> None:
+    other = run_folders.make(tmp_path, models=("tfidf", "gpt2"), overrides=["name=other"], trials=1)
+    found = runs.combine([runs.read(run), runs.read(other)])
+    assert list(found.trials) == ["majority", "tfidf (default)", "tfidf (other)", "gpt2"]
+    assert {m["model"] for own in found.trials.values() for m in own.values()} == set(found.trials)
+    result = results.of_runs(found)
+    assert result["name"] == "default + other"
+    assert result["manifest"]["combined"] == [str(run), str(other)]
+    assert len(result["comparisons"]) == 6
+    assert found.specs["gpt2"].model == "gpt2"
+    again = runs.combine([runs.read(run), runs.read(run)])
+    assert f"tfidf ({run})" in again.trials
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("data.sample_seed=2", ""),
+        ("data.test_fraction=0.3", "data.test_fraction is 0.25 and 0.3"),
+        ("seed=5", "seed is 1 and 5"),
+        ("data.extra_test_size=8", "data.extra_test_size is 0 and 8"),
+        ("data.labels={'good <b>': x, 'bad | `x`': y}", "their labels are bad | `x`, good <b> and"),
+    ],
+)
+def test_runs_on_other_texts_do_not(override: str, reason: str, run: Path, tmp_path: Path) -> None:
+    more = [override, "data.sample_size=100"] if "extra" in override else [override]
+    other = run_folders.make(tmp_path, models=("majority",), overrides=more)
+    if not reason:  # without a sample its seed changes nothing
+        runs.combine([runs.read(run), runs.read(other)])
+        return
+    with pytest.raises(RunFolderError, match="cannot stand in one table") as caught:
+        runs.combine([runs.read(run), runs.read(other)])
+    assert reason in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 3
