@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import multiprocessing
 import os
 import resource
 import signal
@@ -12,6 +13,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,7 +24,7 @@ from fuzz_corpus import Case, configs, data_files
 from torture_runs import Tally
 
 SECONDS_FOR_A_CASE = 10.0
-MEMORY_FOR_ALL = 1_500_000_000
+MEMORY_OF_A_PROCESS, CASES_OF_A_PROCESS = 1_500_000_000, 1_000
 _LINES_OF_AN_ERROR = 3
 
 
@@ -72,13 +74,25 @@ def feed_data_files(folder: Path, count: int, seed: int) -> Tally:
 
 
 def _feed(folder: Path, cases: Iterator[Case], command: tuple[str, ...]) -> Tally:
+    """Feed the cases to processes that take a thousand each, in bounded memory."""
     tally = Tally()
     folder.mkdir(parents=True)
+    with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
+        while some := list(islice(cases, CASES_OF_A_PROCESS)):
+            fed = pool.apply(_feed_some, (folder, some, tally.cases, command))
+            tally.cases += fed.cases
+            tally.survived += fed.survived
+            tally.problems += fed.problems
+    return tally
+
+
+def _feed_some(folder: Path, cases: list[Case], first: int, command: tuple[str, ...]) -> Tally:
+    tally = Tally()
     before = Path.cwd()
     os.chdir(folder)
     os.environ["TGSENT_CACHE"] = str(folder / "cache")
     try:
-        for number, case in enumerate(cases):
+        for number, case in enumerate(cases, start=first):
             Path(case.name).write_bytes(case.content)
             path = (f"data.path={case.name}",) if case.name.startswith("data") else ()
             sets = [part for one in (*path, *case.sets) for part in ("--set", one)]
@@ -89,7 +103,7 @@ def _feed(folder: Path, cases: Iterator[Case], command: tuple[str, ...]) -> Tall
                 tally.problems.append(f"{case.kind} {number}: wrote {left}")
     finally:
         os.chdir(before)
-    if peak_memory() > MEMORY_FOR_ALL:
+    if peak_memory() > MEMORY_OF_A_PROCESS:
         tally.problems.append(f"{peak_memory():,} bytes of memory")
     return tally
 

@@ -16,7 +16,7 @@ LAYERS = (
     (0, ("tgsent", "aliases", "errors", "records", "redaction")),
     (0, ("terminal",)),
     (0, ("markup",)),
-    (1, ("yaml_source", "progress", "cache", "files", "interrupts")),
+    (1, ("yaml_source", "progress", "cache", "files", "interrupts", "texts")),
     (1, ("config",)),
     (1, ("prompts", "store", "environment", "signature")),
     (1, ("runs",)),
@@ -30,7 +30,7 @@ LAYERS = (
     (3, ("models",)),
     (4, ("evaluate",)),
     (4, ("trial", "model_card")),
-    (5, ("plan", "execute")),
+    (5, ("plan", "execute", "predict")),
     (6, ("cli",)),
     (6, ("__main__",)),
 )

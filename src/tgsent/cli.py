@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import sys
 import traceback
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
@@ -18,9 +20,10 @@ if TYPE_CHECKING:
     from tgsent.data import Dataset
     from tgsent.records import Split
     from tgsent.runs import StoredRun
+    from tgsent.texts import Line
 
 from tgsent import __version__, interrupts
-from tgsent.errors import StoppedError, TgsentError, UnavailableError
+from tgsent.errors import ConfigError, DataError, StoppedError, TgsentError, UnavailableError
 from tgsent.terminal import message, printable
 
 app = typer.Typer(
@@ -50,6 +53,9 @@ Exit codes:
   3 something needed cannot be reached;
   130 interrupted (the same command resumes)
 """
+
+
+_BROKEN_SHOWN = 20
 
 
 class Format(StrEnum):
@@ -177,6 +183,108 @@ def run(
         progress=progress,
     )
     _print_results(results, as_json=as_json, quiet=quiet)
+
+
+@app.command(short_help="Classify new texts with a model that a run kept.")
+def predict(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A folder that a run wrote.")],
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts to classify.")
+    ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option(
+            "--file",
+            metavar="FILE|-",
+            help="A file with a text on each line, or .csv, .tsv or .jsonl; - is standard input.",
+        ),
+    ] = None,
+    column: Annotated[
+        str | None,
+        typer.Option("--column", metavar="NAME", help="Column of FILE with the texts: text."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="NAME", help="Row of the table; else the best one kept."),
+    ] = None,
+    trial: Annotated[
+        int | None, typer.Option("--trial", metavar="K", help="Trial; else the first one kept.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON lines instead of CSV.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no notes.")] = False,
+) -> None:
+    """Classify new texts with a model that a run kept (output.save_model).
+
+    Writes text, predicted label, what the model generated, and the probability of every label, in
+    the order of the input. A line that cannot be read is told, and the rest is classified.
+    """
+    if bool(texts) == (file is not None):
+        raise ConfigError("give either texts or --file: what is to be classified?")
+    from tgsent import texts as inputs
+
+    with contextlib.ExitStack() as stack:
+        if file is None:
+            name, lines = "the command", inputs.given(texts or ())
+        else:
+            name = "standard input" if file == "-" else file
+            lines = inputs.read(_opened(file, stack), name, column)
+        first = next(lines, None)  # so that what is wrong with all of the file is told at once
+        lines = itertools.chain([] if first is None else [first], lines)
+        _predict(run_dir, lines, name, model, trial, as_json=as_json, quiet=quiet)
+
+
+def _opened(file: str, stack: contextlib.ExitStack) -> BinaryIO:
+    if file == "-":
+        return sys.stdin.buffer
+    try:
+        return stack.enter_context(Path(file).open("rb"))
+    except OSError as error:
+        raise DataError(f"--file: {file}: {error.strerror}") from None
+
+
+def _predict(
+    run_dir: Path,
+    lines: Iterator[Line],
+    source: str,
+    model: str | None,
+    trial: int | None,
+    *,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    _quiet_libraries()
+    from rich.console import Console
+
+    from tgsent import predict, runs
+    from tgsent.progress import make_progress
+    from tgsent.store import prediction_lines
+
+    run = runs.read(run_dir)
+    classifier = predict.load(run, model, trial)
+    progress = make_progress(Console(stderr=True), quiet=quiet)
+    progress.line(f"{classifier.spec.title}, kept in {run_dir}")
+    broken = 0
+
+    def readable() -> Iterator[str]:
+        nonlocal broken
+        for line in lines:
+            if not line.problem:
+                yield line.text
+                continue
+            broken += 1
+            if broken <= _BROKEN_SHOWN:
+                _complain(f"{source}, line {line.number}: {line.problem}")
+
+    answers = classifier.classify(readable(), progress)
+    for written in prediction_lines(answers, classifier.spec, as_json=as_json):
+        sys.stdout.write(printable(written) if sys.stdout.isatty() else written)
+    if (cut := classifier.encoder.truncated) and not quiet:
+        _complain(f"texts cut to training.max_tokens: {cut:,}")
+    if broken:
+        _complain(f"lines that could not be read, and have no answer: {broken:,}")
+        raise typer.Exit(1)
 
 
 @app.command(short_help="Show the results of a run, or of several side by side.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,20 +55,34 @@ def classify(
 def _generate(
     loaded: LoadedModel, encoder: PromptEncoder, prompts: Sequence[Prompt], spec: TrialSpec
 ) -> Iterator[tuple[str, None]]:
-    """Generate greedily until the end token, at most as many tokens as the longest target has."""
+    """Generate until the end token, at most as many tokens as the longest target has.
+
+    Greedily, but for what the package SimpleT5 has trained: that is searched for as it does.
+    """
     batch = _to_device(loaded.family.prompt_batch(prompts, loaded.ids), loaded)
     targets = list(encoder.targets.values())
     constrained = spec.evaluation.decoding == "constrained"
     generated: Tensor = loaded.model.generate(  # type: ignore[operator]  # transformers 5 leaves it untyped
         **batch,
         do_sample=False,
-        num_beams=1,
+        **_search(spec),
         max_new_tokens=max(map(len, targets)),
         prefix_allowed_tokens_fn=_allowed(loaded, targets, batch) if constrained else None,
     )
     for row in loaded.family.new_tokens(generated, batch).tolist():
         end = row.index(loaded.ids.end) if loaded.ids.end in row else len(row)
         yield loaded.decode(row[:end]), None
+
+
+def _search(spec: TrialSpec) -> dict[str, Any]:
+    if spec.training.backend == "native":
+        return {"num_beams": 1}
+    package = spec.training.simplet5
+    return {
+        "num_beams": package.num_beams,
+        "repetition_penalty": package.repetition_penalty,
+        "early_stopping": True,
+    }
 
 
 def _allowed(

@@ -11,7 +11,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -246,7 +246,10 @@ def to_json(value: Any) -> str:
 
     Characters that a terminal would obey are escaped, and stay what they are for a program.
     """
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return _unobeyed(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)) + "\n"
+
+
+def _unobeyed(text: str) -> str:
     return re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
@@ -261,9 +264,29 @@ def predictions_csv(
     for p in predictions:
         numbers = [f"{number:.6f}" for number in p.probabilities or ()]
         rows.append([p.text, p.label, p.predicted or "", p.generated, *numbers])
-    if escape_formulas:
-        rows = [list(map(escape_formula, row)) for row in rows]
-    return "".join(map(_csv_line, rows))
+    return "".join(_csv_row(row, escape=escape_formulas) for row in rows)
+
+
+def prediction_lines(
+    predictions: Iterable[Prediction], spec: TrialSpec, *, as_json: bool
+) -> Iterator[str]:
+    """Write answers to texts whose label nobody knows: as CSV with a header, or as JSON lines."""
+    if not as_json:
+        names = [f"p_{label}" for label in spec.labels]
+        yield _csv_row(["text", "predicted", "generated", *names], escape=spec.escape_formulas)
+    for p in predictions:
+        likely = p.probabilities or ()
+        if as_json:
+            shares = dict(zip(spec.labels, likely, strict=True))
+            row = {"text": p.text, "predicted": p.predicted, "generated": p.generated}
+            yield _unobeyed(json.dumps({**row, "probabilities": shares}, ensure_ascii=False)) + "\n"
+        else:
+            cells = [p.text, p.predicted or "", p.generated, *(f"{x:.6f}" for x in likely)]
+            yield _csv_row(cells, escape=spec.escape_formulas)
+
+
+def _csv_row(cells: Sequence[str], *, escape: bool) -> str:
+    return _csv_line(list(map(escape_formula, cells)) if escape else cells)
 
 
 def read_predictions(content: str, *, escaped: bool) -> list[Prediction]:

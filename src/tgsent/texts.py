@@ -1,0 +1,100 @@
+"""Texts to classify: read one by one, so that the input may be as long as it likes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tgsent.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One text, or why there is none."""
+
+    number: int
+    """Of the line that it begins on, from 1."""
+    text: str
+    problem: str = ""
+
+
+def read(source: BinaryIO, name: str, column: str | None) -> Iterator[Line]:
+    """Read the texts of a file: `.csv`, `.tsv` and `.jsonl` by a column, others line by line.
+
+    Raises DataError where the file has no such column.
+    """
+    ending = Path(name).suffix.lower()
+    if ending in {".csv", ".tsv"}:
+        return _table(source, name, column or "text", "\t" if ending == ".tsv" else ",")
+    if ending in {".jsonl", ".ndjson"}:
+        return _lines(source, lambda line: _from_json(line, column or "text"))
+    if column is not None:
+        raise DataError(f"--column: {name} is read line by line and has no columns")
+    return _lines(source, lambda line: line)
+
+
+def given(texts: Iterable[str]) -> Iterator[Line]:
+    """Take texts as they are."""
+    return (_checked(number, text) for number, text in enumerate(texts, start=1))
+
+
+def _lines(source: BinaryIO, text_of: Callable[[str], str]) -> Iterator[Line]:
+    for number, raw in enumerate(source, start=1):
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            yield _checked(number, text_of(line))
+        except UnicodeDecodeError:
+            yield Line(number, "", "is not UTF-8")
+        except DataError as error:
+            yield Line(number, "", str(error))
+
+
+def _from_json(line: str, column: str) -> str:
+    try:
+        value: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        raise DataError("is not JSON") from None
+    text = value.get(column) if isinstance(value, dict) else None
+    if not isinstance(text, str):
+        raise DataError(f'holds no text under the key "{column}"')
+    return text
+
+
+def _table(source: BinaryIO, name: str, column: str, delimiter: str) -> Iterator[Line]:
+    csv.field_size_limit(2**31 - 1)  # a text may be as long as it likes
+    # bytes that are no UTF-8 are seen as halves of characters, and told with their line
+    decoded = io.TextIOWrapper(source, "utf-8-sig", "surrogateescape", newline="")
+    rows = csv.reader(decoded, delimiter=delimiter, strict=True)
+    header = next(rows, [])
+    if column not in header:
+        raise DataError(
+            f'{name}: has no column "{column}"; --column names one of {", ".join(header)}'
+        )
+    place = header.index(column)
+    while True:
+        number = rows.line_num + 1
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Line(number, "", f"is not CSV: {error}")
+            continue
+        if len(row) != len(header):
+            fields = "1 field" if len(row) == 1 else f"{len(row)} fields"
+            yield Line(number, "", f"has {fields}, and the header {len(header)}")
+        else:
+            yield _checked(number, row[place])
+
+
+def _checked(number: int, text: str) -> Line:
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return Line(number, "", "is not UTF-8")
+    if not text.strip():
+        return Line(number, "", "is empty")
+    return Line(number, text)
