@@ -25,7 +25,15 @@ LAYERS = (
     (2, ("results", "pages")),
     (3, ("finetune", "finetune.family", "finetune.checkpoint")),
     (3, ("finetune.causal", "finetune.seq2seq", "finetune.loop", "finetune.simplet5")),
-    (3, ("finetune.speedups", "finetune.trainable", "finetune._simplet5_worker")),
+    (
+        3,
+        (
+            "finetune.speedups",
+            "finetune.trainable",
+            "finetune.trackers",
+            "finetune._simplet5_worker",
+        ),
+    ),
     (3, ("memory", "baselines")),
     (3, ("models",)),
     (4, ("evaluate",)),

@@ -205,6 +205,7 @@ _FIXED_IN_SIMPLET5: dict[str, tuple[Any, ...]] = {
     "padding": ("auto", "max_tokens"),
     "precision": ("auto", "fp32"),
     "device": ("auto", "cpu", "cuda"),
+    "report_to": ((),),
 }
 
 
@@ -220,6 +221,9 @@ class LoraConfig(Section):
     """An adapter's output counts `alpha / r` times."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of an adapter's inputs that are dropped in training."""
+
+
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 
 class TrainingConfig(Section):
@@ -283,6 +287,10 @@ class TrainingConfig(Section):
     tiny matrices gain nothing from bf16."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """`auto`: the accelerator, where there is one."""
+    report_to: Annotated[tuple[Tracker, ...], Field(strict=False)] = ()
+    """Trackers that are told loss, learning rate and scores while training goes on: `tensorboard`
+    (in the folder `trackers` of each trial), `wandb`, `mlflow`, `trackio`; each needs
+    `pip install 'tgsent[NAME]'`, and its own settings and logins."""
     simplet5: SimpleT5Config = SimpleT5Config()
     """Settings of the package, with `backend: simplet5` only."""
 
@@ -516,7 +524,7 @@ class TrialSpec(Section):
                 "save_model": True,
                 "checkpoint_minutes": True,
                 "escape_formulas": True,
-                "training": {"device"},
+                "training": {"device", "report_to"},
                 "evaluation": {"batch_size"},
             },
         )

@@ -158,6 +158,7 @@ def _attempt(
                 progress,
                 save_to=save_to,
                 checkpoints_in=folder.checkpoint_folder(spec),
+                track_in=folder.tracker_folder(spec),
             )
             if save_to is not None:
                 model_card.write(save_to, spec, split, result.metrics, data)

@@ -34,7 +34,7 @@ from tgsent import environment, hub, memory
 from tgsent.aliases import ALIASES, alias_of
 from tgsent.config import TrainingConfig, TrialSpec
 from tgsent.errors import ConfigError, UnavailableError
-from tgsent.finetune import causal, seq2seq, simplet5, trainable
+from tgsent.finetune import causal, seq2seq, simplet5, trackers, trainable
 from tgsent.finetune.family import Family, SpecialIds
 from tgsent.prompts import PromptEncoder, parse, render_prompt, render_target
 from tgsent.records import Example
@@ -132,6 +132,7 @@ def check(spec: TrialSpec) -> None:
 def check_backend(spec: TrialSpec) -> None:
     """Find out whether what is to train the model is there, and can."""
     trainable.check(spec.training)
+    trackers.check(spec.training)
     if spec.training.backend != "simplet5":
         return
     if (kind := _model_type(spec.model)) != "t5":

@@ -32,7 +32,7 @@ def data_part(config: DataConfig, sha256: str) -> str:
 
 def of_trial(spec: TrialSpec, split: Split, commit: str | None, precision: str) -> str:
     """Sign one trial; `precision` is what it was trained in."""
-    training = spec.training.model_dump(mode="json", exclude={"device"})
+    training = spec.training.model_dump(mode="json", exclude={"device", "report_to"})
     recipe = "fitted" if spec.is_baseline else _hash(training)
     prompt = "none" if spec.is_baseline else _hash([spec.prompt.model_dump(mode="json")])
     model = f"{spec.model}@{commit[:12]}" if commit else spec.model

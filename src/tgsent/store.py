@@ -27,7 +27,10 @@ from tgsent.records import Prediction, Split, TrialResult
 
 # Keys that say how a run is carried out, not what it measures: they may differ between runs in
 # one folder, and so may the choice of models and the number of trials.
-_FREE_KEYS = ("name", "models", "trials", "output.", "training.device", "evaluation.batch_size")
+_FREE_KEYS = (
+    "name", "models", "trials", "output.", "training.device", "training.report_to",
+    "evaluation.batch_size",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,10 @@ class RunFolder:
     def checkpoint_folder(self, spec: TrialSpec) -> Path:
         """Where the state of a trial's training is, until the trial is finished."""
         return self.trial_folder(spec) / "checkpoint"
+
+    def tracker_folder(self, spec: TrialSpec) -> Path:
+        """Where trackers put their files about a trial."""
+        return self.trial_folder(spec) / "trackers"
 
     def _remove_checkpoints(self, spec: TrialSpec) -> None:
         folder = self.checkpoint_folder(spec)

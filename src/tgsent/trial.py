@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from tgsent import baselines, files, hub, memory, metrics, models, signature
 from tgsent.config import TrialSpec
 from tgsent.errors import TrialError
 from tgsent.evaluate import classify
-from tgsent.finetune import loop, simplet5, speedups, trainable
+from tgsent.finetune import loop, simplet5, speedups, trackers, trainable
 from tgsent.finetune.checkpoint import Checkpoints
 from tgsent.finetune.family import Batch, Counted
 from tgsent.models import LoadedModel
@@ -34,18 +35,24 @@ def run_trial(
     *,
     save_to: Path | None = None,
     checkpoints_in: Path | None = None,
+    track_in: Path | None = None,
 ) -> TrialResult:
     """Run one trial; the result depends on `spec` and `split` alone.
 
     The fine-tuned model is saved in the folder `save_to`, where one is given, and training goes on
     from the checkpoints in `checkpoints_in`; the package SimpleT5 knows none and starts anew.
+    Trackers that write files write them in `track_in`.
     """
     if spec.is_baseline:
         outcome = baselines.run(spec, split, progress, _peak_memory())
     elif spec.training.backend == "simplet5":
         outcome = _through_simplet5(spec, split, progress, save_to)
     else:
-        outcome = _through_our_loop(spec, split, progress, save_to, checkpoints_in)
+        accelerator = loop.make_accelerator(spec.training, track_in)
+        with trackers.told(spec, accelerator):
+            outcome = _through_our_loop(spec, split, progress, save_to, checkpoints_in, accelerator)
+            scores = metrics.score(outcome.predictions[: len(split.test)], spec.labels)
+            accelerator.log({key: scores[key] for key in trackers.SCORES}, step=outcome.steps)
     return TrialResult(_metrics(spec, split, outcome), outcome.predictions, outcome.log)
 
 
@@ -55,8 +62,8 @@ def _through_our_loop(
     progress: Progress,
     save_to: Path | None,
     checkpoints_in: Path | None,
+    accelerator: Accelerator,
 ) -> Outcome:
-    accelerator = loop.make_accelerator(spec.training)
     on_cuda = accelerator.device.type == "cuda"
     if on_cuda:
         torch.cuda.reset_peak_memory_stats()

@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -43,8 +44,8 @@ class Trained:
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
-def make_accelerator(training: TrainingConfig) -> Accelerator:
-    """Resolve device and precision.
+def make_accelerator(training: TrainingConfig, track_in: Path | None = None) -> Accelerator:
+    """Resolve device and precision; trackers that write files write them in `track_in`.
 
     Raises UnavailableError for a device or precision that this machine does not have.
     """
@@ -55,7 +56,10 @@ def make_accelerator(training: TrainingConfig) -> Accelerator:
     # accelerate keeps device and precision in a singleton; models of one run may differ in both
     AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001
     return Accelerator(
-        cpu=device == "cpu", mixed_precision="no" if precision == "fp32" else precision
+        cpu=device == "cpu",
+        mixed_precision="no" if precision == "fp32" else precision,
+        log_with=list(training.report_to) or None,
+        project_dir=track_in,
     )
 
 
@@ -191,8 +195,9 @@ def train(
                         raise _diverged(f"the loss is {loss}", title, at.step, total_steps)
                     at.epoch_loss += loss
                     if at.step % log_every == 0 or at.step == total_steps:
-                        row = {"step": at.step, "epoch": epoch, "loss": loss}
-                        at.log.append({**row, "learning_rate": rate})
+                        row = {"epoch": epoch, "loss": loss, "learning_rate": rate}
+                        at.log.append({"step": at.step, **row})
+                        accelerator.log(row, step=at.step)
                     task.advance(len(batch), f"loss {loss:.3f}")
                     at.seconds = time.perf_counter() - started
                     _between_steps(at, state, checkpoints, title, total_steps)

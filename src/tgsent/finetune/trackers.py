@@ -1,0 +1,59 @@
+"""Experiment trackers that people already use, through accelerate's interface to them."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from accelerate import Accelerator
+
+from tgsent.config import TrainingConfig, TrialSpec
+from tgsent.errors import UnavailableError
+
+SCORES = ("macro_f1", "accuracy")
+_PROJECT = "tgsent"
+
+
+def check(training: TrainingConfig) -> None:
+    """Raise UnavailableError where a tracker that is asked for is not installed.
+
+    accelerate would go on without it.
+    """
+    missing = [name for name in training.report_to if importlib.util.find_spec(name) is None]
+    if missing:
+        names = ",".join(missing)
+        raise UnavailableError(
+            f"training.report_to: {' and '.join(missing)} cannot be found;"
+            f" pip install 'tgsent[{names}]' installs what is needed"
+        )
+
+
+@contextlib.contextmanager
+def told(spec: TrialSpec, accelerator: Accelerator) -> Iterator[None]:
+    """Have what the accelerator logs in the context told to the trackers of the recipe."""
+    if not spec.training.report_to:
+        yield
+        return
+    title = spec.title
+    names = {"wandb": {"name": title}, "mlflow": {"run_name": title}, "trackio": {"name": title}}
+    with contextlib.redirect_stdout(sys.stderr):  # where some of them talk, results are expected
+        accelerator.init_trackers(_PROJECT, config=_settings(spec), init_kwargs=names)
+        try:
+            yield
+        finally:
+            accelerator.end_training()
+
+
+def _settings(spec: TrialSpec) -> dict[str, Any]:
+    """Give the recipe flat, in values that every tracker takes."""
+    about = {"model": spec.model, "trial": spec.trial, "seed": spec.seed}
+    settings = {**about, **spec.training.model_dump(mode="json", exclude={"simplet5"})}
+    settings |= {"prompt": spec.prompt.input, "decoding": spec.evaluation.decoding}
+    return {
+        key: value if isinstance(value, str | int | float) else json.dumps(value)
+        for key, value in settings.items()
+    }
