@@ -1,5 +1,6 @@
 """What the documents say holds: generated pages are fresh, commands and shipped files exist."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import simplet5_problem
+from conftest import cli_environment, simplet5_problem
 from tgsent.config import SHIPPED, load
 
 ROOT = Path(__file__).parents[1]
@@ -58,3 +59,37 @@ def test_example_commands_of_the_readme_are_accepted(cli, tmp_path):
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)#]+)\)", README))
 def test_links_of_the_readme_lead_somewhere(link):
     assert (ROOT / link).exists()
+
+
+@pytest.mark.parametrize("name", ["report.html", "report.md", "results.json", "results.csv"])
+def test_the_example_report_is_what_its_run_folder_gives(name, cli, tmp_path):
+    done = cli("report", "docs/example", "-o", str(tmp_path / name), cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / name).read_bytes() == (ROOT / "docs/example" / name).read_bytes()
+    assert "made-up texts" in (ROOT / "docs/example/report.html").read_text("utf-8")
+
+
+def test_report_and_predict_do_what_the_readme_shows(cli, tmp_path):
+    (tmp_path / "reviews.csv").write_text(
+        "text,label\n" + "".join(f"text {i},{'good' if i % 2 else 'bad'}\n" for i in range(60))
+    )
+    (tmp_path / "new.csv").write_text("n,body\n1,a text\n2,another\n")
+    (tmp_path / "texts.txt").write_text("a text\nanother\n")
+    shown = r"^((?:cat .*)?tgsent (?:report|predict) .*?)(?: +#.*)?$"
+    commands = re.findall(shown, README, re.MULTILINE)
+    assert len(commands) >= 5
+    (training,) = re.findall(r"^tgsent (run .*save_model=first)$", README, re.MULTILINE)
+    tiny = ["--set", "training.init=tiny", "--set", "training.epochs=1", "-n", "1"]
+    for name in ("default", "other"):
+        done = cli(*shlex.split(training), *tiny, "--set", f"name={name}")
+        assert done.returncode == 0, done.stderr
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    for command in commands:
+        done = subprocess.run(
+            ["sh", "-c", command], cwd=tmp_path, env=cli_environment({"PATH": path}),
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, (command, done.stderr)
+    assert (tmp_path / "both.html").read_text().startswith("<!doctype html>")
+    assert len((tmp_path / "answers.csv").read_text().splitlines()) == 3
+    assert len(done.stdout.splitlines()) == 2

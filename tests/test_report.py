@@ -147,3 +147,16 @@ def test_a_table_with_more_test_texts_has_both_scores() -> None:
     assert header[6:8] == ["all", "all, 95 %"]
     assert [row[6:8] for row in rows] == [["0.8100", "0.790-0.830"], ["-", "-"], ["-", "-"]]
     assert "all: with 1,000 more from outside the sample" in str(results_table(values).caption)
+
+
+def test_many_trials_have_no_columns_of_their_own() -> None:
+    values = results()
+    trials = [trial("gpt2", k, k / 100) for k in range(1, 31)]
+    values["models"] = [{**values["models"][0], "trials": trials}, values["models"][2]]
+    values["manifest"] = {
+        "splits": [{"trial": k, "n_test": 10, "sha256": f"{k}" * 64} for k in range(1, 31)]
+    }
+    header, gpt2, odd = render(values)
+    assert header[:5] == ["model", "trials", "lowest", "highest", "mean"]
+    assert gpt2[:4] == ["gpt2", "30", "0.0100", "0.3000"]
+    assert odd[1:4] == ["0", "-", "-"]

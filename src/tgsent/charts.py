@@ -175,4 +175,4 @@ def _svg(
     return Markup(
         '<svg viewBox="0 0 {:g} {:g}" style="max-width: {:.0f}px" role="img" aria-label="{}. {}">\n'
         "{}\n</svg>"
-    ).format(width, height, 1.4 * width, title, description, Markup("\n").join(parts))
+    ).format(width, height, 1.25 * width, title, description, Markup("\n").join(parts))

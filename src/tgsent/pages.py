@@ -17,6 +17,7 @@ from tgsent.files import show_size
 from tgsent.markup import markdown
 from tgsent.records import Prediction
 from tgsent.redaction import without_secrets
+from tgsent.report import MOST_TRIALS
 from tgsent.runs import StoredRun
 from tgsent.terminal import printable
 
@@ -24,8 +25,6 @@ _MISTAKES = 10
 _LONGEST = 300
 _MOST_LABELS = 12
 """A confusion matrix of more than these is a list of the commonest confusions instead."""
-_MOST_TRIALS = 10
-"""More trials than these have no column or mark of their own."""
 
 Model = dict[str, Any]
 """A row of `results.json`."""
@@ -117,10 +116,10 @@ def _content(results: dict[str, Any], run: StoredRun) -> dict[str, Any]:
 def _scores(results: dict[str, Any]) -> Section:
     """Give the table of scores; the trials have columns of their own while they are few."""
     splits = results["manifest"]["splits"]
-    columns = [split["trial"] for split in splits] if len(splits) <= _MOST_TRIALS else []
+    columns = [split["trial"] for split in splits] if len(splits) <= MOST_TRIALS else []
     extra = any("macro_f1_all" in model for model in results["models"])
     published = results.get("article", {}).get("mean_macro_f1", {})
-    header = ["model", *(f"trial {number}" for number in columns), "mean", "std"]
+    header = ["model", *(f"trial {number}" for number in columns), "trials", "mean", "std"]
     header += ["95 %, trials", "95 %, texts", *(["all", "all, 95 %"] if extra else [])]
     header += ["unparsed", *(["article"] if published else [])]
     rows = []
@@ -133,6 +132,7 @@ def _scores(results: dict[str, Any]) -> Section:
             [
                 model["model"],
                 *(own.get(number, "-") for number in columns),
+                f"{len(model['trials']):,}",
                 _number(summary["mean"]),
                 _number(summary["std"]),
                 _interval(summary["ci95"]),
@@ -233,7 +233,7 @@ def _texts(manifest: dict[str, Any], models: Iterable[Model]) -> Section:
                 f"trial {split['trial']}: training, test, in both",
                 f"{split['n_train']:,}, {split['n_test']:,}, {split['overlap']:,}",
             ]
-            for split in manifest["splits"][:_MOST_TRIALS]
+            for split in manifest["splits"][:MOST_TRIALS]
         ),
     ]
     for model in models:
@@ -371,7 +371,7 @@ def _provenance(results: dict[str, Any], run: StoredRun) -> Section:
         ["SHA-256 of the data", data["sha256"]],
         *(
             [f"SHA-256 of split {split['trial']}", split["sha256"]]
-            for split in manifest["splits"][:_MOST_TRIALS]
+            for split in manifest["splits"][:MOST_TRIALS]
         ),
         *(
             [f"commit of {model['name']}", model["commit"]]
@@ -401,7 +401,7 @@ def _forest(results: dict[str, Any], run: StoredRun) -> Markup | None:
         if not model["trials"] or _is_floor(model, run):
             continue
         rows.append(Row(model["model"]))
-        if 1 < len(model["trials"]) <= _MOST_TRIALS:
+        if 1 < len(model["trials"]) <= MOST_TRIALS:
             rows += [
                 Row(f"trial {trial['trial']}", trial["macro_f1"], ends, series)
                 for trial, ends in zip(
@@ -452,7 +452,7 @@ def _curves(results: dict[str, Any], run: StoredRun) -> Markup | None:
     lines = [
         (series, [(row["step"], row["loss"]) for row in run.logs[model["model"], trial["trial"]]])
         for series, model in enumerate(results["models"])
-        for trial in model["trials"][:_MOST_TRIALS]
+        for trial in model["trials"][:MOST_TRIALS]
         if run.logs.get((model["model"], trial["trial"]))
     ]
     if not lines:

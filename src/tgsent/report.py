@@ -16,6 +16,9 @@ from tgsent.terminal import printable
 ARTICLE_MACRO_F1 = {"gpt2": 0.817, "gpt-neo": 0.807, "t5": 0.807}
 """Mean macro-F1 over three trials in the reference experiment, by alias."""
 
+MOST_TRIALS = 10
+"""More trials than these have no column of their own."""
+
 _CSV_COLUMNS = (
     "model", "trial", "seed", "macro_f1", "accuracy", "unparsed", "n_train", "n_test",
     "train_seconds", "train_examples_per_second", "eval_seconds", "eval_examples_per_second",
@@ -69,6 +72,7 @@ def results_table(results: dict[str, Any]) -> Table:
     """Make the table: a row per model, a column per trial, mean and standard deviation."""
     splits = results["manifest"]["splits"]
     published = results.get("article", {}).get("mean_macro_f1", {})
+    few = len(splits) <= MOST_TRIALS
     hashes = " ".join(f"{split['trial']}:{split['sha256'][:12]}" for split in splits)
     n_test = splits[0]["n_test"]
     everything = next(
@@ -85,13 +89,13 @@ def results_table(results: dict[str, Any]) -> Table:
         caption += f"; all: with {everything - n_test:,} more from outside the sample"
     table = Table(
         title=f"{escape(printable(results['name']))}: macro-F1",
-        caption=f"{caption}\nsplits {hashes}",
+        caption=f"{caption}\nsplits {hashes if few else 'of all trials are in manifest.json'}",
         caption_justify="left",
     )
     table.add_column("model")
-    for split in splits:
-        table.add_column(f"trial {split['trial']}", justify="right")
-    columns = ["mean", "std", "95 %", *(["all", "all, 95 %"] if everything else [])]
+    shown = [split["trial"] for split in splits] if few else []
+    columns = [f"trial {trial}" for trial in shown] or ["trials", "lowest", "highest"]
+    columns += ["mean", "std", "95 %", *(["all", "all, 95 %"] if everything else [])]
     columns += ["unparsed", "training", *(["article"] if published else [])]
     for column in columns:
         table.add_column(column, justify="right")
@@ -103,8 +107,9 @@ def results_table(results: dict[str, Any]) -> Table:
         cells = [
             escape(printable(model["model"])),
             *(
-                "failed" if split["trial"] in failed else _number(scores.get(split["trial"]))
-                for split in splits
+                ["failed" if k in failed else _number(scores.get(k)) for k in shown]
+                if few
+                else _range(list(scores.values()))
             ),
             _number(summary["mean"]),
             _number(summary["std"]),
@@ -117,6 +122,12 @@ def results_table(results: dict[str, Any]) -> Table:
             cells.append(_number(published.get(model["model"]), digits=3))
         table.add_row(*cells)
     return table
+
+
+def _range(scores: Sequence[float]) -> list[str]:
+    """Stand for the trials where they are too many for a column each."""
+    ends = (min(scores), max(scores)) if scores else (None, None)
+    return [f"{len(scores):,}", *map(_number, ends)]
 
 
 def _all_cells(model: dict[str, Any]) -> list[str]:

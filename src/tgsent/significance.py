@@ -73,7 +73,7 @@ class Comparison:
     def sentence(self) -> str:
         """Say it plainly."""
         better, worse, sign = self.first, self.second, 100
-        if self.difference < 0 and self._interval_tells:
+        if self.difference < 0:
             better, worse, sign = self.second, self.first, -100
         low, high = sorted(sign * end for end in self.interval)
         numbers = f"{sign * self.difference:+.1f} points, 95 % {low:+.1f} to {high:+.1f}"
