@@ -451,11 +451,11 @@ def test_what_a_killed_run_left_is_tidied(tmp_path: Path) -> None:
     for name in (".error.txt.tmp", ".model.tmp/model.safetensors", "checkpoint/step-1.safetensors"):
         (trial / name).parent.mkdir(parents=True, exist_ok=True)
         (trial / name).write_text("")
-    folder.tidy([spec], finished=())
+    folder.tidy(spec, finished=False)
     assert files(tmp_path) == [
         "default/trial-1/checkpoint/step-1.safetensors".replace("default", spec.name)
     ]
-    folder.tidy([spec], finished={(spec.name, spec.trial)})
+    folder.tidy(spec, finished=True)
     assert files(tmp_path) == []
 
 

@@ -128,6 +128,15 @@ def run(
             help="Set any key of the config, for example training.epochs=3; repeat for more.",
         ),
     ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only",
+            metavar="MODEL:TRIAL",
+            help="Run this trial alone; other processes may run others in the same folder at the"
+            " same time. Repeat for more.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")
     ] = False,
@@ -146,6 +155,8 @@ def run(
     """
     from tgsent.config import load
 
+    if only and fresh:
+        raise ConfigError("--only adds to a run folder, and --fresh starts one over: choose one")
     settings = load(
         config, models=model or (), trials=trials, output_dir=output, overrides=overrides or ()
     )
@@ -181,8 +192,9 @@ def run(
         fresh=fresh,
         command=["tgsent", *sys.argv[1:]],
         progress=progress,
+        only=only or (),
     )
-    _print_results(results, as_json=as_json, quiet=quiet)
+    _print_results(results, as_json=as_json, quiet=quiet, only=only or ())
 
 
 @app.command(short_help="Classify new texts with a model that a run kept.")
@@ -384,15 +396,25 @@ def _table(results: dict[str, Any]) -> str:
     return captured.get()
 
 
-def _print_results(results: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
-    """Print the results, and what is to be said of them; exit with 1 where trials failed."""
+def _print_results(
+    results: dict[str, Any], *, as_json: bool, quiet: bool, only: Sequence[str]
+) -> None:
+    """Print the results, and what is to be said of them; exit with 1 where trials failed.
+
+    With `only`, these are the trials that count.
+    """
     from tgsent.report import notes
     from tgsent.store import to_json
 
     sys.stdout.write(to_json(results) if as_json else _table(results))
     for note in () if quiet else notes(results):
         _complain(note)
-    failures = [(m["model"], f) for m in results["models"] for f in m["failed"]]
+    failures = [
+        (m["model"], f)
+        for m in results["models"]
+        for f in m["failed"]
+        if not only or f"{m['model']}:{f['trial']}" in only
+    ]
     for name, failure in failures:
         _complain(f"{name} trial {failure['trial']} failed: {failure['reason']}")
     if failures:

@@ -8,7 +8,7 @@ import importlib.metadata
 import platform
 import subprocess
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,6 +17,7 @@ from tgsent.aliases import alias_of
 from tgsent.config import RunConfig, TrialSpec
 from tgsent.data import Dataset
 from tgsent.errors import (
+    ConfigError,
     StoppedError,
     StorageError,
     TgsentError,
@@ -26,6 +27,9 @@ from tgsent.errors import (
 from tgsent.records import Progress, Split
 from tgsent.redaction import without_secrets
 from tgsent.store import RunFolder
+
+_PATIENCE = 60.0
+"""Seconds to wait for another process that is beginning or ending in the same folder."""
 
 _PACKAGES = (
     "torch", "transformers", "tokenizers", "huggingface-hub", "accelerate", "scikit-learn",
@@ -41,47 +45,50 @@ def run(
     fresh: bool,
     command: Sequence[str],
     progress: Progress,
+    only: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Run every trial that is not finished yet; returns the content of `results.json`.
 
-    A trial that fails is recorded and does not stop the others. Raises UnavailableError where
-    something needed cannot be had, RunFolderError where the folder cannot take the run.
+    With `only`, trials named `MODEL:TRIAL`, these alone are run, and other processes may run others
+    in the same folder at the same time. A trial that fails is recorded and does not stop the
+    others. Raises UnavailableError where something needed cannot be had, RunFolderError where the
+    folder cannot take the run, ConfigError where there is no such trial.
     """
     specs = config.trial_specs(dataset.labels)
+    chosen = _chosen(specs, only)
     folder = RunFolder(config.folder)
     # what may be refused or missing is found out before anything is locked or written
     finished = {} if fresh else _finished(folder, config, specs, splits)
-    fetched = _fetch_models([s for s in specs if (s.name, s.trial) not in finished], progress)
-    failed: dict[tuple[str, int], str] = {}
-    with folder.locked():
+    fetched = _fetch_models([s for s in chosen if (s.name, s.trial) not in finished], progress)
+    with contextlib.ExitStack() as held:
+        held.enter_context(folder.locked(wait_seconds=_PATIENCE if only else 0))
         if fresh and (aside := folder.move_aside()):
             progress.line(f"the old results are now in {aside}")
         finished = _finished(folder, config, specs, splits)
-        folder.tidy(specs, finished)
-        pending = [spec for spec in specs if (spec.name, spec.trial) not in finished]
+        pending = [spec for spec in chosen if (spec.name, spec.trial) not in finished]
         commits = _commits(finished, fetched, progress)
         manifest = make_manifest(config, dataset, splits, commits, command)
-        folder.write("config.yaml", config.to_yaml())
-        folder.write_json("manifest.json", manifest)
-        if finished:
-            progress.line(f"already finished: {len(finished)} of {len(specs)} trials")
+        _begin(folder, config, specs, finished, manifest)
+        if done := len(chosen) - len(pending):
+            progress.line(f"already finished: {done} of {len(chosen)} trials")
         if others := folder.other_trials(specs):
             progress.line(f"not in this table, but kept in {folder.path}: {', '.join(others)}")
-        if pending:
-            from tgsent import memory
-
-            gc.freeze()  # what the imports have made stays: no collection need look through it
-        for spec in pending:
-            if interrupts.requested():
-                raise KeyboardInterrupt
-            outcome = _attempt(spec, splits[spec.trial - 1], folder, progress, manifest["data"])
-            memory.release()  # what the trial's frames held, before the next one starts
+        if only:
+            held.close()  # to let others begin
+        failed = {}
+        for spec, outcome in _attempts(pending, splits, folder, progress, manifest["data"]):
             if isinstance(outcome, str):
                 failed[spec.name, spec.trial] = outcome
             else:
                 finished[spec.name, spec.trial] = outcome
-            _write_results(folder, config, _collect(config, folder, finished, failed, manifest))
-        manifest["finished"] = _now()
+            if not only:
+                _write_results(folder, config, _collect(config, folder, finished, failed, manifest))
+        if only:
+            held.enter_context(folder.locked(wait_seconds=-1))
+            finished = _finished(folder, config, specs, splits)
+            failed = {**_failed_elsewhere(folder, finished), **failed}
+        if len(finished) + len(failed) == len(specs):
+            manifest["finished"] = _now()
         folder.write_json("manifest.json", manifest)
         result = _collect(config, folder, finished, failed, manifest)
         _write_results(folder, config, result)
@@ -89,6 +96,66 @@ def run(
         folder.write("report.html", pages.html(result, found))
         folder.write("report.md", pages.markdown_page(result, found))
     return result
+
+
+def _begin(
+    folder: RunFolder,
+    config: RunConfig,
+    specs: Sequence[TrialSpec],
+    finished: dict[tuple[str, int], dict[str, Any]],
+    manifest: dict[str, Any],
+) -> None:
+    """Put the folder in order, and say in it what is to be run."""
+    for spec in specs:
+        if (spec.name, spec.trial) in finished:
+            folder.tidy(spec, finished=True)
+    folder.write("config.yaml", config.to_yaml())
+    folder.write_json("manifest.json", manifest)
+
+
+def _attempts(
+    pending: Sequence[TrialSpec],
+    splits: Sequence[Split],
+    folder: RunFolder,
+    progress: Progress,
+    data: dict[str, Any],
+) -> Iterator[tuple[TrialSpec, dict[str, Any] | str]]:
+    """Run trials one by one; give the metrics of each, or the reason why it failed."""
+    if pending:
+        from tgsent import memory
+
+        gc.freeze()  # what the imports have made stays: no collection need look through it
+    for spec in pending:
+        if interrupts.requested():
+            raise KeyboardInterrupt
+        outcome = _attempt(spec, splits[spec.trial - 1], folder, progress, data)
+        memory.release()  # what the trial's frames held, before the next one starts
+        yield spec, outcome
+
+
+def _chosen(specs: Sequence[TrialSpec], only: Sequence[str]) -> list[TrialSpec]:
+    """Give the trials named `MODEL:TRIAL`, or all where none is named."""
+    named = {f"{spec.name}:{spec.trial}": spec for spec in specs}
+    for name in only:
+        if name not in named:
+            models = ", ".join(dict.fromkeys(spec.name for spec in specs))
+            raise ConfigError(
+                f'--only: there is no trial "{name}"; it takes MODEL:TRIAL, with a model of'
+                f" {models} and a trial of 1 to {specs[-1].trial}"
+            )
+    return [named[name] for name in dict.fromkeys(only)] if only else list(specs)
+
+
+def _failed_elsewhere(
+    folder: RunFolder, finished: dict[tuple[str, int], dict[str, Any]]
+) -> dict[tuple[str, int], str]:
+    """Give the reasons of the trials that other processes saw fail."""
+    return {
+        (name, number): reason
+        for name, own in runs.read(folder.path).failed.items()
+        for number, reason in own.items()
+        if (name, number) not in finished
+    }
 
 
 def _finished(
@@ -143,10 +210,20 @@ def _commits(
 def _attempt(
     spec: TrialSpec, split: Split, folder: RunFolder, progress: Progress, data: dict[str, Any]
 ) -> dict[str, Any] | str:
-    """Run one trial and write its files; give its metrics, or the reason why it failed.
+    """Run one trial, unless another process has; give its metrics, or the reason why it failed.
 
     Raises what ends the whole run.
     """
+    with folder.trial_locked(spec):
+        if metrics := folder.finished(spec, split):
+            return metrics
+        folder.tidy(spec, finished=False)
+        return _run_and_write(spec, split, folder, progress, data)
+
+
+def _run_and_write(
+    spec: TrialSpec, split: Split, folder: RunFolder, progress: Progress, data: dict[str, Any]
+) -> dict[str, Any] | str:
     from tgsent import model_card
     from tgsent.trial import run_trial
 

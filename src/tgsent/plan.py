@@ -75,6 +75,7 @@ def make_plan(
             for split in splits
         ],
         "models": [asdict(plan) for plan in plans],
+        "trials": [f"{s.name}:{s.trial}" for s in config.trial_specs(dataset.labels)],
     }
     return plan, missing
 

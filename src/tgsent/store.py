@@ -11,7 +11,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,8 @@ class RunFolder:
     path: Path
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other runs out while the context is open.
+    def locked(self, *, wait_seconds: float = 0) -> Iterator[None]:
+        """Keep other runs out while the context is open; wait so long for them, -1 for ever.
 
         The operating system frees the lock of a process that dies. Raises RunFolderError where
         another run has it or the folder cannot be written.
@@ -51,7 +51,7 @@ class RunFolder:
         lock = filelock.FileLock(place)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=wait_seconds, poll_interval=0.02)
         except filelock.Timeout:
             if not place.exists():  # what keeps it from being made is not always told
                 raise RunFolderError(f"{self.path.parent}: no file can be written here") from None
@@ -66,12 +66,36 @@ class RunFolder:
         except OSError as error:
             raise RunFolderError(f"{self.path}: cannot write here: {error.strerror}") from None
         try:
-            # the lock is on the file, whatever it says; this is for those who find it locked
-            with files.explained(place):
-                place.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", "utf-8")
+            _sign(place)
             yield
         finally:
             lock.release()
+
+    @contextlib.contextmanager
+    def trial_locked(self, spec: TrialSpec) -> Iterator[None]:
+        """Keep other processes from running the same trial while the context is open.
+
+        The lock's file is removed by whoever finishes the trial, and whoever then still gets hold
+        of it sees that. Raises RunFolderError where another process is at it.
+        """
+        place = self._trial_lock(spec)
+        with files.explained(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(place)
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise RunFolderError(
+                f"{self.path}: {_holder(place)} is running {spec.title}; wait for it"
+            ) from None
+        try:
+            _sign(place)
+            yield
+        finally:
+            lock.release()
+
+    def _trial_lock(self, spec: TrialSpec) -> Path:
+        return self.trial_folder(spec) / ".lock"
 
     def move_aside(self) -> Path | None:
         """Put the old results out of the way of a fresh start; returns where they are now."""
@@ -131,18 +155,17 @@ class RunFolder:
         """Write a JSON file of the run folder."""
         self.write(name, to_json(value))
 
-    def tidy(self, specs: Sequence[TrialSpec], finished: Container[tuple[str, int]]) -> None:
-        """Remove what a killed run could not: half-written files, finished trials' checkpoints."""
-        for spec in specs:
-            folder = self.trial_folder(spec)
-            for stale in (*folder.glob(".*.tmp"), *folder.glob("checkpoint/.*.tmp")):
-                with files.explained(stale):
-                    if stale.is_dir():
-                        shutil.rmtree(stale)
-                    else:
-                        stale.unlink()
-            if (spec.name, spec.trial) in finished:
-                self._remove_checkpoints(spec)
+    def tidy(self, spec: TrialSpec, *, finished: bool) -> None:
+        """Remove what a killed run could not: half-written files, a finished trial's leftovers."""
+        folder = self.trial_folder(spec)
+        for stale in (*folder.glob(".*.tmp"), *folder.glob("checkpoint/.*.tmp")):
+            with files.explained(stale):
+                if stale.is_dir():
+                    shutil.rmtree(stale)
+                else:
+                    stale.unlink()
+        if finished:
+            self._remove_leftovers(spec)
 
     def trial_folder(self, spec: TrialSpec) -> Path:
         """Where the files of a trial are."""
@@ -156,10 +179,12 @@ class RunFolder:
         """Where trackers put their files about a trial."""
         return self.trial_folder(spec) / "trackers"
 
-    def _remove_checkpoints(self, spec: TrialSpec) -> None:
+    def _remove_leftovers(self, spec: TrialSpec) -> None:
         folder = self.checkpoint_folder(spec)
         with files.explained(folder), contextlib.suppress(FileNotFoundError):
             shutil.rmtree(folder)
+        with files.explained(self._trial_lock(spec)):
+            self._trial_lock(spec).unlink(missing_ok=True)
 
     def finished(self, spec: TrialSpec, split: Split) -> dict[str, Any] | None:
         """Give the metrics of a finished trial of this very recipe and split, or None."""
@@ -237,7 +262,13 @@ class RunFolder:
         write_atomic(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in result.log))
         write_atomic(folder / "predictions.csv", predictions)
         write_atomic(folder / "metrics.json", to_json(result.metrics))
-        self._remove_checkpoints(spec)
+        self._remove_leftovers(spec)
+
+
+def _sign(lock: Path) -> None:
+    """Name this process in a lock's file, for those who find it locked."""
+    with files.explained(lock):
+        lock.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", "utf-8")
 
 
 def _holder(lock: Path) -> str:
