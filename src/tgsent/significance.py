@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-RESAMPLES = 10_000
+RESAMPLES = 5_000
 SEED = 1
 LEVEL = 0.95
 _POWER = 0.8
-_CELLS_AT_ONCE = 2**19  # of a table of draws: bounds the memory
+_CELLS_AT_ONCE = 2**20  # of a table of draws: bounds the memory
 
 Answers = Sequence[tuple[str, str, str | None]]
 """Each test text, its label, and the label that a model gave it, or None."""
@@ -48,7 +48,8 @@ class Comparison:
     often than the second."""
     only_second: int
     p_value: float
-    """Exact McNemar test of the two numbers above."""
+    """Exact McNemar test of the two numbers above: with texts of several trials, a sign test over
+    the texts."""
     adjusted_p_value: float
     """The same after Holm's correction for the number of pairs."""
     needed: int | None
@@ -94,37 +95,93 @@ class Comparison:
 def bootstrap(
     trials: Sequence[Mapping[str, Answers]], labels: Sequence[str], *, resamples: int = RESAMPLES
 ) -> dict[str, NDArray[np.float64]]:
-    """Draw the test texts anew; give each model's mean macro-F1 over the trials in each draw.
+    """Weigh the test texts anew; give each model's mean macro-F1 over the trials in each draw.
 
-    Every trial is a mapping from all models to their answers to the same texts. Texts are drawn
-    with replacement within each label (stratified), the same ones for all models. A text that
-    several trials have in common is drawn for all of them at once, among those that are in as many
-    trials: it is one text, however often it was answered. Texts with the same answers are
-    interchangeable, so that numbers of them are drawn instead (a multinomial draw), which is the
-    same and takes no loop. Gives `(resamples,)` per model.
+    Every trial is a mapping from all models to their answers to the same texts. This is the
+    Bayesian bootstrap (Rubin 1981): instead of drawing texts with replacement, each gets a random
+    weight, Exp(1), here stratified: within a trial the weights of each label's texts add up to
+    their number. It gives the same spread, and no draw is without a rare label. All models, and
+    all trials that test a text, see the same weight: it is one text, however often it was answered.
+    Texts that were answered alike are interchangeable, and the sum of n weights is Gamma(n), so
+    that these are drawn. Gives `(resamples,)` per model.
+
+    As it is, the spread of a mean over n texts would be that of n + 1, where n - 1 is right; the
+    weights of a label with n texts in a trial are therefore Gamma(1 - 2 / n), and at least of 1/2.
     """
     rng = np.random.default_rng(SEED)
+    patterns = Counter((label, seen) for (_, label), seen in _by_text(trials).items())
+    sizes = np.array(list(patterns.values()), dtype=float)
     models = list(trials[0])
-    strata: dict[tuple[str, int], Counter[_Seen]] = defaultdict(Counter)
-    for (_, label), seen in _by_text(trials).items():
-        strata[label, len(seen)][seen] += 1
-    shape = (len(trials), len(models) + 1, 2, len(labels))
-    longest = max(len(patterns) for patterns in strata.values())
-    at_once = max(1, _CELLS_AT_ONCE // max(longest, math.prod(shape)))
+    tables = [_Table.of(k, list(patterns), sizes, len(models), labels) for k in range(len(trials))]
+    fewest = dict(zip(labels, _fewest(tables), strict=True))
+    shapes = np.array([max(0.5, 1 - 2 / fewest[label]) for label, _ in patterns])
+    at_once = max(1, _CELLS_AT_ONCE // len(sizes))
     draws = []
     for start in range(0, resamples, at_once):
-        size = min(at_once, resamples - start)
-        counts = np.zeros((size, math.prod(shape)))
-        for (label, _), patterns in strata.items():
-            numbers = np.array(list(patterns.values()))
-            drawn = rng.multinomial(numbers.sum(), numbers / numbers.sum(), size=size)
-            counts += drawn @ np.array([_count(seen, label, labels, shape) for seen in patterns])
-        said, right = np.moveaxis(counts.reshape(size, *shape), 3, 0)
-        support = said[:, :, -1:]
-        both = said + support
+        size = (min(at_once, resamples - start), len(sizes))
+        weights = rng.standard_gamma(sizes * shapes, size)
+        draws.append(sum(table.macro_f1(weights) for table in tables) / len(trials))
+    return dict(zip(models, np.concatenate(draws).T, strict=True))
+
+
+@dataclass(frozen=True)
+class _Table:
+    """What one trial shows: P patterns of answers, M models, L labels."""
+
+    patterns: NDArray[np.intp]
+    """Which of all patterns occur in the trial, (P,)."""
+    truth: NDArray[np.float64]
+    """How often a text of each pattern stands in the trial, under its label: (P, L)."""
+    said: NDArray[np.float64]
+    """How often each model gave each label, (P, M, L)."""
+    right: NDArray[np.float64]
+    """The same, where that was right."""
+    support: NDArray[np.float64]
+    """Texts of each label, (L,)."""
+
+    @classmethod
+    def of(
+        cls,
+        trial: int,
+        patterns: Sequence[tuple[str, _Seen]],
+        sizes: NDArray[np.float64],
+        models: int,
+        labels: Sequence[str],
+    ) -> _Table:
+        """Count the answers of a trial."""
+        index = {label: i for i, label in enumerate(labels)}
+        own = [p for p, (_, seen) in enumerate(patterns) if any(k == trial for k, _ in seen)]
+        truth = np.zeros((len(own), len(labels)))
+        said = np.zeros((len(own), models, len(labels)))
+        right = np.zeros_like(said)
+        for row, (label, seen) in enumerate(patterns[p] for p in own):
+            for answers in (answers for k, answers in seen if k == trial):
+                truth[row, index[label]] += 1
+                for model, answer in enumerate(answers):
+                    if answer in index:
+                        said[row, model, index[answer]] += 1
+                        right[row, model, index[answer]] += answer == label
+        places = np.array(own, dtype=np.intp)
+        return cls(places, truth, said, right, sizes[places] @ truth)
+
+    def macro_f1(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Score the models where the patterns have these weights: (R, all patterns) to (R, M)."""
+        own = weights[:, self.patterns]
+        drawn = own @ self.truth
+        scale = np.divide(self.support, drawn, out=np.zeros_like(drawn), where=drawn > 0)
+        own = own * (scale @ (self.truth > 0).T)  # each label has its number of texts
+        both = np.tensordot(own, self.said, 1) + self.support
+        right = np.tensordot(own, self.right, 1)
         f1 = np.divide(2 * right, both, out=np.zeros_like(both), where=both > 0)
-        draws.append(f1.mean(axis=(1, 3)))
-    return dict(zip(models, np.concatenate(draws).T, strict=False))  # the last is the truth
+        scores: NDArray[np.float64] = f1.mean(axis=2)
+        return scores
+
+
+def _fewest(tables: Sequence[_Table]) -> NDArray[np.float64]:
+    """Give how many texts of each label the trials have at least, where they have any: (L,)."""
+    supports = np.array([table.support for table in tables])
+    fewest: NDArray[np.float64] = np.where(supports > 0, supports, np.inf).min(axis=0)
+    return fewest
 
 
 def _by_text(trials: Sequence[Mapping[str, Answers]]) -> dict[tuple[str, str], _Seen]:
@@ -135,23 +192,6 @@ def _by_text(trials: Sequence[Mapping[str, Answers]]) -> dict[tuple[str, str], _
             text, label, _ = answers[0]
             texts[text, label].append((number, tuple(said for _, _, said in answers)))
     return {key: tuple(seen) for key, seen in texts.items()}
-
-
-def _count(
-    seen: _Seen, label: str, labels: Sequence[str], shape: tuple[int, ...]
-) -> NDArray[np.float64]:
-    """Count one text: for every trial and model how often each label was said, and rightly.
-
-    The truth stands there as one more model, the last.
-    """
-    index = {name: i for i, name in enumerate(labels)}
-    counts = np.zeros(shape)
-    for trial, answers in seen:
-        for model, answer in enumerate((*answers, label)):
-            if answer in index:
-                counts[trial, model, 0, index[answer]] += 1
-                counts[trial, model, 1, index[answer]] += answer == label
-    return counts.ravel()
 
 
 def interval(draws: NDArray[np.float64]) -> tuple[float, float]:
