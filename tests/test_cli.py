@@ -597,7 +597,8 @@ def test_several_runs_are_put_in_one_table_or_it_is_said_why_not(finished: Path,
         (("nowhere",), "is no run folder"),
         ((), "Missing argument"),
         (("runs/default", "--format", "pdf"), "'pdf' is not one of"),
-        (("runs/default", "-o", "nowhere/deep"), ""),
+        (("runs/default", "-o", "report.pdf"), "name the format with --format, or by one of .md"),
+        (("runs/default", "-o", "nowhere/deep.md"), ""),
     ],
 )
 def test_what_cannot_be_reported_is_told(
@@ -607,3 +608,18 @@ def test_what_cannot_be_reported_is_told(
     assert done.returncode == (2 if message else 0)
     assert message in done.stderr
     assert len(done.stderr.splitlines()) <= 3
+
+
+def test_a_report_for_a_file_is_neither_cut_nor_coloured(finished: Path) -> None:
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+    with subprocess.Popen(
+        [sys.executable, "-m", "tgsent", "report", "runs/default", "-o", "table.txt"],
+        cwd=finished, env=cli_environment({"TERM": "xterm"}), stdout=follower, stderr=follower,
+    ) as process:  # fmt: skip
+        os.close(follower)
+        assert process.wait(60) == 0
+    os.close(leader)
+    table = (finished / "table.txt").read_text()
+    assert "\x1b" not in table
+    assert "trial 1 ┃ trial 2" in table

@@ -24,7 +24,8 @@ def result(scores: dict[str, dict[int, int]], **more: Any) -> dict[str, Any]:
     predictions = {(m, k): answers(n, trial=k) for m, own in scores.items() for k, n in own.items()}
     trials = {
         m: {
-            k: {"macro_f1": n / 40, "n_test": 40, "signature": f"model:{m}"} for k, n in own.items()
+            k: {"macro_f1": n / 40, "n_test": 40, "signature": f"model:{m}", "trial": k}
+            for k, n in own.items()
         }
         for m, own in scores.items()
     }
@@ -57,7 +58,7 @@ def test_every_model_has_a_row_with_mean_deviation_and_intervals() -> None:
 def test_with_more_test_texts_both_scores_are_shown_and_all_compared() -> None:
     predictions = {("gpt2", 1): answers(30), ("t5", 1): answers(20)}
     trials = {
-        m: {1: {"macro_f1": 1.0, "n_test": 20, "signature": "",
+        m: {1: {"macro_f1": 1.0, "n_test": 20, "signature": "", "trial": 1,
                 "all": {"macro_f1": n / 40, "n_test": 40}}}
         for m, n in (("gpt2", 30), ("t5", 20))
     }  # fmt: skip
@@ -108,3 +109,30 @@ def test_every_pair_is_compared() -> None:
         ("a", "b", True), ("a", "c", True), ("b", "c", False)
     ]  # fmt: skip
     assert all(c["sentence"] for c in found["comparisons"])
+
+
+def test_models_without_all_trials_are_judged_by_those_that_all_have() -> None:
+    found = result({"a": {1: 32}, "b": {1: 39, 2: 20}})
+    assert found["verdict"] == [
+        "b has the highest mean macro-F1, 0.975 over 1 trial, those that all models have.",
+        "It is better than a by more than luck.",
+    ]
+    assert result({"a": {1: 32}, "b": {2: 20}})["verdict"] == [
+        "The models have no trial in common, so that their means cannot be compared."
+    ]
+    # the best of what all have may lose elsewhere
+    found = result({"a": {1: 40, 2: 3}, "b": {1: 39, 2: 40}, "c": {1: 10}})
+    assert found["verdict"][0].startswith("a has the highest mean macro-F1, 1.000 over 1 trial,")
+    assert found["verdict"][1] == (
+        "It is better than c by more than luck, but is worse than b by more than luck on the"
+        " trials that both have."
+    )
+
+
+def test_nothing_is_said_of_luck_while_a_run_goes_on() -> None:
+    trials = {"a": {1: {"macro_f1": 0.5, "n_test": 40, "signature": "", "trial": 1}}, "b": {}}
+    found = collect("mine", trials, {}, {}, {"data": {"labels": LABELS}})
+    assert found["verdict"] == ["The run goes on: 1 trials are finished."]
+    assert found["comparisons"] == []
+    assert found["models"][0]["macro_f1"]["mean"] == 0.5
+    assert found["models"][0]["macro_f1"]["bootstrap95"] is None

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import run_folders
-from tgsent import results, runs
+from tgsent import pages, results, runs
 from tgsent.errors import RunFolderError
 
 
@@ -60,14 +62,14 @@ def test_trials_of_other_texts_are_left_out(copy: Path) -> None:
     path.write_text(path.read_text().replace('"split_sha256": "', '"split_sha256": "x'))
     found = runs.read(copy)
     assert list(found.trials["tfidf"]) == [1]
-    assert found.left_out == ("tfidf trial 2",)
+    assert found.left_out == ("tfidf trial 2 (tested on other texts)",)
 
 
 def test_reasons_of_failures_are_kept_until_the_trial_is_finished(copy: Path) -> None:
     result = json.loads((copy / "results.json").read_bytes())
     result["models"][1]["failed"] = [{"trial": k, "reason": "no luck"} for k in (2, 3)]
     (copy / "results.json").write_text(json.dumps(result))
-    assert runs.read(copy).failed == {"majority": {}, "tfidf": {3: "no luck"}}
+    assert runs.read(copy).failed == {"tfidf": {3: "no luck"}}
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,8 @@ def test_reasons_of_failures_are_kept_until_the_trial_is_finished(copy: Path) ->
         ("manifest.json", "{", "manifest.json: is not the JSON that a run wrote there"),
         ("manifest.json", "[]", "manifest.json: is not the JSON that a run wrote there"),
         ("config.yaml", None, "is no run folder, as it holds no config.yaml"),
-        ("majority/trial-1/metrics.json", "{", "is not the JSON that a run wrote there"),
+        ("manifest.json", "{}", "manifest.json: is not the manifest of a run"),
+        ("manifest.json", '{"data": {}}', "manifest.json: is not the manifest of a run"),
     ],
 )
 def test_what_is_no_run_folder_is_refused(
@@ -101,8 +104,10 @@ def test_runs_on_the_same_texts_stand_side_by_side(run: Path, tmp_path: Path) ->
     assert result["manifest"]["combined"] == [str(run), str(other)]
     assert len(result["comparisons"]) == 6
     assert found.specs["gpt2"].model == "gpt2"
-    again = runs.combine([runs.read(run), runs.read(run)])
-    assert f"tfidf ({run})" in again.trials
+    with pytest.raises(RunFolderError, match="the same run folder stands twice"):
+        runs.combine([runs.read(run), runs.read(run)])
+    again = run_folders.make(tmp_path / "again", models=("tfidf",), trials=1)
+    assert f"tfidf ({run})" in runs.combine([runs.read(run), runs.read(again)]).trials
 
 
 @pytest.mark.parametrize(
@@ -125,3 +130,64 @@ def test_runs_on_other_texts_do_not(override: str, reason: str, run: Path, tmp_p
         runs.combine([runs.read(run), runs.read(other)])
     assert reason in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 3
+
+
+def changed(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the JSON of a file."""
+    value = json.loads(path.read_bytes())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def test_what_is_not_sound_is_left_out_and_the_rest_is_shown(copy: Path) -> None:
+    shutil.copytree(copy / "tfidf", copy / "old")
+    trial = copy / "tfidf/trial-1"
+    (trial / "metrics.json").write_text("[]")
+    (copy / "tfidf/trial-2/predictions.csv").write_text("")
+    found = runs.read(copy)
+    assert list(found.trials["majority"]) == [1, 2]
+    assert found.trials["tfidf"] == {}
+    assert [one.split(" (")[0] for one in found.left_out] == [
+        "old trial 1", "old trial 2", "tfidf trial 1", "tfidf trial 2"
+    ]  # fmt: skip
+    assert "old trial 1 (metrics.json is that of tfidf trial 1)" in found.left_out
+    assert results.of_runs(found)["models"][1]["macro_f1"]["mean"] is None
+
+
+def test_other_extra_texts_are_other_texts(copy: Path) -> None:
+    changed(copy / "tfidf/trial-1/metrics.json", lambda m: m.update(extra_sha256="x"))
+    assert runs.read(copy).left_out == ("tfidf trial 1 (tested on other texts)",)
+
+
+def test_folders_of_an_earlier_version_can_be_read(copy: Path) -> None:
+    newer = (
+        "signature", "extra_sha256", "example", "shots", "warnings", "truncated",
+        "truncated_tokens", "overlap", "commit", "steps", "learning_rate", "device", "precision",
+    )  # fmt: skip
+    for path in copy.rglob("metrics.json"):
+        changed(path, lambda m: [m.pop(key) for key in newer])
+    changed(copy / "manifest.json", lambda m: [split.pop("extra_sha256") for split in m["splits"]])
+    found = runs.read(copy)
+    assert found.left_out == ()
+    result = results.of_runs(found)
+    assert "tfidf has the highest mean" in result["verdict"][0]
+    assert pages.html(result, found)
+    assert pages.markdown_page(result, found)
+
+
+def test_a_broken_neighbour_costs_no_result(copy: Path, run: Path) -> None:
+    (copy / "tfidf/trial-1/metrics.json").write_text("{")
+    texts = run.parents[1] / "texts.csv"
+    again = run_folders.make(copy.parents[1], models=("majority",), texts=texts)
+    result = json.loads((again / "results.json").read_bytes())
+    assert [len(model["trials"]) for model in result["models"]] == [2]
+    assert "majority" in (again / "report.html").read_text()
+
+
+def test_a_model_that_only_failed_is_shown_beside_other_runs(copy: Path, tmp_path: Path) -> None:
+    row = {"model": "gone", "failed": [{"trial": 1, "reason": "no luck"}]}
+    changed(copy / "results.json", lambda m: m["models"].append(row))
+    other = run_folders.make(tmp_path / "x", models=("gpt2",), trials=1, overrides=["name=x"])
+    found = runs.combine([runs.read(copy), runs.read(other)])
+    assert found.failed["gone"] == {1: "no luck"}
+    assert results.of_runs(found)["models"][2]["failed"] == [{"trial": 1, "reason": "no luck"}]

@@ -72,6 +72,7 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_read(
     [
         ("t.csv", b"a,b\n1,2\n", None, 't.csv: has no column "text"; --column names one of a, b'),
         ("t.csv", b"", "x", 't.csv: has no column "x"'),
+        ("t.csv", b'"te"xt,label\na,b\n', None, "t.csv: its header is not CSV: "),
         ("t.txt", b"a\n", "x", "--column: t.txt is read line by line and has no columns"),
     ],
 )

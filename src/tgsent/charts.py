@@ -12,10 +12,13 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from tgsent.terminal import printable
+
 WIDTH = 420
 """In units of the drawing: a phone shows them a little smaller than its pixels, so that texts of 13
 stay legible."""
 _GUTTER, _MARGIN, _LINE = 62, 12, 20
+_MOST_LETTERS = 50
 
 
 @dataclass(frozen=True)
@@ -165,8 +168,13 @@ def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
 
 def _text(x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> Markup:
     return Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
-        kind, x, y, anchor, text
+        kind, x, y, anchor, _short(printable(text))
     )
+
+
+def _short(text: str) -> str:
+    """Cut what would not fit the drawing."""
+    return text if len(text) <= _MOST_LETTERS else f"{text[: _MOST_LETTERS - 2]} …"
 
 
 def _svg(
@@ -175,4 +183,4 @@ def _svg(
     return Markup(
         '<svg viewBox="0 0 {:g} {:g}" style="max-width: {:.0f}px" role="img" aria-label="{}. {}">\n'
         "{}\n</svg>"
-    ).format(width, height, 1.25 * width, title, description, Markup("\n").join(parts))
+    ).format(width, height, 1.25 * width, title, printable(description), Markup("\n").join(parts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import os
 import sys
@@ -68,7 +69,11 @@ class Format(StrEnum):
     html = "html"
 
 
-_ENDINGS = {".md": Format.markdown, ".json": Format.json, ".csv": Format.csv, ".html": Format.html}
+_ENDINGS = {
+    ".md": Format.markdown, ".json": Format.json, ".csv": Format.csv, ".html": Format.html,
+    ".txt": Format.table,
+}  # fmt: skip
+_LISTED = " ".join(_ENDINGS)
 
 
 def _version(wanted: bool) -> None:
@@ -234,8 +239,10 @@ def predict(
     """
     if bool(texts) == (file is not None):
         raise ConfigError("give either texts or --file: what is to be classified?")
+    from tgsent import runs
     from tgsent import texts as inputs
 
+    run = runs.read(run_dir)  # before anything is waited for
     with contextlib.ExitStack() as stack:
         if file is None:
             name, lines = "the command", inputs.given(texts or ())
@@ -244,7 +251,7 @@ def predict(
             lines = inputs.read(_opened(file, stack), name, column)
         first = next(lines, None)  # so that what is wrong with all of the file is told at once
         lines = itertools.chain([] if first is None else [first], lines)
-        _predict(run_dir, lines, name, model, trial, as_json=as_json, quiet=quiet)
+        _predict(run, lines, name, model, trial, as_json=as_json, quiet=quiet)
 
 
 def _opened(file: str, stack: contextlib.ExitStack) -> BinaryIO:
@@ -257,7 +264,7 @@ def _opened(file: str, stack: contextlib.ExitStack) -> BinaryIO:
 
 
 def _predict(
-    run_dir: Path,
+    run: StoredRun,
     lines: Iterator[Line],
     source: str,
     model: str | None,
@@ -269,14 +276,13 @@ def _predict(
     _quiet_libraries()
     from rich.console import Console
 
-    from tgsent import predict, runs
+    from tgsent import predict
     from tgsent.progress import make_progress
     from tgsent.store import prediction_lines
 
-    run = runs.read(run_dir)
     classifier = predict.load(run, model, trial)
     progress = make_progress(Console(stderr=True), quiet=quiet)
-    progress.line(f"{classifier.spec.title}, kept in {run_dir}")
+    progress.line(f"{classifier.spec.title}, kept in {run.paths[0]}")
     broken = 0
 
     def readable() -> Iterator[str]:
@@ -321,16 +327,20 @@ def report(
     """
     from tgsent import results, runs
 
+    if form is None and output is not None and output.suffix.lower() not in _ENDINGS:
+        raise ConfigError(f"-o {output}: name the format with --format, or by one of {_LISTED}")
     if form is None:
-        form = _ENDINGS.get(output.suffix.lower(), Format.table) if output else Format.table
+        form = _ENDINGS[output.suffix.lower()] if output else Format.table
     run = runs.combine([runs.read(path) for path in run_dirs])
     found = results.of_runs(run)
     if run.left_out:
-        _complain(f"left out, as tested on other texts: {', '.join(run.left_out)}")
-    content = _written(found, run, form)
+        _complain(f"left out: {', '.join(run.left_out)}")
     if output is None:
-        sys.stdout.write(content)
+        on_terminal = form is not Format.table and sys.stdout.isatty()
+        content = _written(found, run, form, to_terminal=sys.stdout.isatty())
+        sys.stdout.write(printable(content) if on_terminal else content)
     else:
+        content = _written(found, run, form, to_terminal=False)
         from tgsent.files import write_atomic
 
         write_atomic(output, content)
@@ -364,7 +374,7 @@ def _missing_models(settings: RunConfig) -> Iterator[str]:
                 yield str(error)
 
 
-def _written(found: dict[str, Any], run: StoredRun, form: Format) -> str:
+def _written(found: dict[str, Any], run: StoredRun, form: Format, *, to_terminal: bool) -> str:
     """Write results in one of the formats."""
     from tgsent import pages
     from tgsent.report import results_csv
@@ -373,22 +383,21 @@ def _written(found: dict[str, Any], run: StoredRun, form: Format) -> str:
     if form is Format.json:
         return to_json(found)
     if form is Format.csv:
-        return results_csv(found, escape_formulas=True)
+        return results_csv(found, escape_formulas=run.escape_formulas)
     if form is Format.html:
         return pages.html(found, run)
     if form is Format.markdown:
         return pages.markdown_page(found, run)
-    return _table(found)
+    return _table(found, to_terminal=to_terminal)
 
 
-def _table(results: dict[str, Any]) -> str:
-    """Write the table and the sentences under it, as the standard output can show them."""
+def _table(results: dict[str, Any], *, to_terminal: bool) -> str:
+    """Write the table and the sentences under it; but for a terminal nothing is cut or coloured."""
     from rich.console import Console
 
     from tgsent.report import results_table, sentences
 
-    # a file or a pipe has no width: nothing may be cut there
-    console = Console(width=None if sys.stdout.isatty() else 250)
+    console = Console() if to_terminal else Console(width=250, file=io.StringIO())
     with console.capture() as captured:
         console.print(results_table(results))
         for sentence in sentences(results):
@@ -406,7 +415,9 @@ def _print_results(
     from tgsent.report import notes
     from tgsent.store import to_json
 
-    sys.stdout.write(to_json(results) if as_json else _table(results))
+    sys.stdout.write(
+        to_json(results) if as_json else _table(results, to_terminal=sys.stdout.isatty())
+    )
     for note in () if quiet else notes(results):
         _complain(note)
     failures = [

@@ -24,7 +24,7 @@ from tgsent.errors import (
     TrialError,
     UnavailableError,
 )
-from tgsent.records import Progress, Split
+from tgsent.records import Prediction, Progress, Split
 from tgsent.redaction import without_secrets
 from tgsent.store import RunFolder
 
@@ -82,7 +82,8 @@ def run(
             else:
                 finished[spec.name, spec.trial] = outcome
             if not only:
-                _write_results(folder, config, _collect(config, folder, finished, failed, manifest))
+                so_far = _collect(config, finished, failed, manifest, {})
+                _write_results(folder, config, so_far)
         if only:
             held.enter_context(folder.locked(wait_seconds=-1))
             finished = _finished(folder, config, specs, splits)
@@ -90,7 +91,8 @@ def run(
         if len(finished) + len(failed) == len(specs):
             manifest["finished"] = _now()
         folder.write_json("manifest.json", manifest)
-        result = _collect(config, folder, finished, failed, manifest)
+        predictions = {key: folder.predictions(*key) for key in finished}
+        result = _collect(config, finished, failed, manifest, predictions)
         _write_results(folder, config, result)
         found = runs.read(folder.path)
         folder.write("report.html", pages.html(result, found))
@@ -259,10 +261,10 @@ def _run_and_write(
 
 def _collect(
     config: RunConfig,
-    folder: RunFolder,
     finished: dict[tuple[str, int], dict[str, Any]],
     failed: dict[tuple[str, int], str],
     manifest: dict[str, Any],
+    predictions: dict[tuple[str, int], list[Prediction]],
 ) -> dict[str, Any]:
     """Give the content of `results.json` for the trials that this run is about."""
     numbers = range(1, config.trials + 1)
@@ -273,7 +275,6 @@ def _collect(
     reasons = {
         name: {k: failed[name, k] for k in numbers if (name, k) in failed} for name in config.names
     }
-    predictions = {key: folder.predictions(*key) for key in finished}
     return results.collect(config.name, trials, reasons, predictions, manifest)
 
 
@@ -341,6 +342,7 @@ def make_manifest(
                 "n_train": len(split.train),
                 "n_test": len(split.test),
                 "overlap": split.overlap,
+                "extra_sha256": split.extra_sha256,
             }
             for split in splits
         ],

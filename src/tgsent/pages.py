@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from markupsafe import Markup
 from tgsent import charts, report
 from tgsent.charts import Row
 from tgsent.files import show_size
-from tgsent.markup import markdown
+from tgsent.markup import code, markdown
 from tgsent.records import Prediction
 from tgsent.redaction import without_secrets
 from tgsent.report import MOST_TRIALS
@@ -69,7 +70,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters.update(shown=printable, md=markdown, json=_json)
+    environment.filters.update(shown=_shown, md=_md, code=_code, json=_json)
     return environment
 
 
@@ -98,7 +99,7 @@ def _content(results: dict[str, Any], run: StoredRun) -> dict[str, Any]:
             for model in scored
             if (section := _confident_mistakes(model, run))
         ],
-        "common_mistakes": _common_mistakes(scored, run),
+        "common_mistakes": _common_mistakes([m for m in scored if not _is_floor(m, run)], run),
         "unparsed": _unparsed(scored, run),
         "costs": _costs(scored),
         "recipe": _recipe(scored, run),
@@ -267,10 +268,12 @@ def _common_mistakes(models: Sequence[Model], run: StoredRun) -> Section:
             own = said.setdefault((p.text, p.label), {}).setdefault(model["model"], Counter())
             own[p.predicted or "no label"] += 1
 
-    def wrong(key: tuple[str, str]) -> int:
-        return sum(next(iter(one.most_common(1)))[0] != key[1] for one in said[key].values())
+    def wrong(key: tuple[str, str]) -> float:
+        answers = said[key].values()
+        return sum(one.most_common(1)[0][0] != key[1] for one in answers) / len(answers)
 
-    hardest = sorted((key for key in said if wrong(key)), key=wrong, reverse=True)[:_MISTAKES]
+    hard = [key for key in said if wrong(key) > 0.5]
+    hardest = sorted(hard, key=wrong, reverse=True)[:_MISTAKES]
     rows = [
         [
             _short(text),
@@ -364,7 +367,7 @@ def _provenance(results: dict[str, Any], run: StoredRun) -> Section:
         ["tgsent", manifest["tgsent"]],
         *([name, version] for name, version in manifest["versions"].items()),
         ["platform", manifest["platform"]],
-        ["command", " ".join(manifest["command"])],
+        ["command", shlex.join(manifest["command"])],
         ["git commit", manifest["git_commit"] or "-"],
         ["started, finished", f"{manifest['started']}, {manifest['finished'] or 'not yet'}"],
         ["data", data["source"]],
@@ -381,8 +384,9 @@ def _provenance(results: dict[str, Any], run: StoredRun) -> Section:
     ]
     if len(run.paths) > 1:
         rows.append(["run folders", ", ".join(map(str, run.paths))])
+        rows.append(["what stands above is that of", str(run.paths[0])])
     if run.left_out:
-        rows.append(["left out, as tested on other texts", ", ".join(run.left_out)])
+        rows.append(["left out", ", ".join(run.left_out)])
     return Section(["", "value"], rows)
 
 
@@ -418,7 +422,7 @@ def _forest(results: dict[str, Any], run: StoredRun) -> Markup | None:
     ]
     return charts.intervals(
         rows,
-        title="Macro-F1 of every trial and their mean",
+        title="Macro-F1 of the trials and their mean",
         description="; ".join(f"{row[0]}: mean {row[1]}, 95 % {row[2]}" for row in means),
         axis="macro-F1, with 95 % intervals over test texts",
     )
@@ -463,7 +467,7 @@ def _curves(results: dict[str, Any], run: StoredRun) -> Markup | None:
     )
     return charts.curves(
         lines,
-        title="Training loss of every trial",
+        title="Training loss",
         description=f"From the first logged step to the last: {ends}",
         across="step",
         up="loss",
@@ -512,6 +516,19 @@ def _number(value: float | None, digits: int = 4) -> str:
 
 def _interval(ends: Sequence[float] | None) -> str:
     return f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else "-"
+
+
+def _shown(text: str) -> str:
+    return printable(without_secrets(text))
+
+
+def _md(text: str) -> str:
+    return markdown(without_secrets(text))
+
+
+def _code(text: str) -> str:
+    """Keep mentions and references in a text from being ones where the page is pasted."""
+    return code(without_secrets(text)) if text.strip() else ""
 
 
 def _json(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -73,7 +74,7 @@ def load(run: StoredRun, model: str | None, trial: int | None) -> Classifier:
         training = training.model_copy(update={"max_tokens": sys.maxsize})
     spec = spec.model_copy(update={"model": str(folder), "trial": number, "training": training})
     loaded = models.load(spec, ())
-    loaded.model.to(loop.resolve_device(training.device))  # type: ignore[arg-type]  # a device's name
+    loaded.model.to(loop.resolve_device("auto"))  # type: ignore[arg-type]  # a device's name
     speedups.apply(loaded.model)
     shots = tuple(Example(text, label) for text, label in run.trials[name][number]["shots"])
     return Classifier(spec, loaded, models.prompt_encoder(loaded, spec, shots))
@@ -91,6 +92,9 @@ def _choose(run: StoredRun, model: str | None, trial: int | None) -> tuple[str, 
         if model in (None, name)
     }
     if not any(kept.values()):
+        if all(name in run.specs and run.specs[name].is_baseline for name in run.trials):
+            raise RunFolderError(f"{run.paths[0]}: has reference rows alone, which are never kept")
+        command = [part for part in run.manifest["command"] if part != "--fresh"]
         what = "" if model is None else f" of {model}"
         which = "" if trial is None else f" trial {trial}"
         if model is not None and model in run.specs and run.specs[model].is_baseline:
@@ -98,7 +102,7 @@ def _choose(run: StoredRun, model: str | None, trial: int | None) -> tuple[str, 
         wanted = "first" if trial in (None, 1) else "all"
         raise RunFolderError(
             f"{run.paths[0]}: no weights{what}{which} were kept (output.save_model)\n"
-            f"{' '.join(run.manifest['command'])} --set output.save_model={wanted}\n"
+            f"{shlex.join([*command, '--set', f'output.save_model={wanted}'])}\n"
             "trains again what it keeps, and leaves the other trials as they are"
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -30,7 +30,8 @@ def collect(
 ) -> dict[str, Any]:
     """Put together the content of `results.json`; failed trials are in no mean.
 
-    `predictions` are those of every finished trial.
+    `predictions` are those of every finished trial; without any, as while a run goes on, nothing is
+    said of luck: intervals are None, and there are no comparisons.
     """
     labels = manifest["data"]["labels"]
     answers: dict[int, dict[str, Answers]] = {}
@@ -100,45 +101,72 @@ def _bootstrap(
     model: str, answers: ByTrial, labels: Sequence[str], own: Mapping[int, dict[str, Any]]
 ) -> list[float] | None:
     """Give the interval for the first `n_test` answers of each trial."""
+    if not answers or not own:
+        return None
     given = [{model: answers[k][model][: metrics["n_test"]]} for k, metrics in sorted(own.items())]
-    return list(interval(bootstrap(given, labels)[model])) if given else None
+    return list(interval(bootstrap(given, labels)[model]))
 
 
 def verdict(rows: Sequence[dict[str, Any]], comparisons: Sequence[Comparison]) -> list[str]:
-    """Say in two sentences which model is best, and whether that is more than luck."""
+    """Say in two sentences which model is best, and whether that is more than luck.
+
+    The best is chosen by the trials that all models have.
+    """
     scored = [row for row in rows if row["trials"]]
     if not scored:
         return ["No trial is finished."]
-    best = max(scored, key=lambda row: float(_compared(row)["mean"]))
-    name, f1 = best["model"], _compared(best)
-    low, high = f1["bootstrap95"]
-    number = len(best["trials"])
-    over = "1 trial" if number == 1 else f"{number} trials"
+    if any(row["macro_f1"]["bootstrap95"] is None for row in scored):
+        return [
+            f"The run goes on: {sum(len(row['trials']) for row in scored)} trials are finished."
+        ]
+    shared = set.intersection(*({trial["trial"] for trial in row["trials"]} for row in scored))
+    if not shared:
+        return ["The models have no trial in common, so that their means cannot be compared."]
+    best = max(scored, key=lambda row: _mean(row, shared))
+    name, number = best["model"], len(shared)
     first = (
-        f"{name} has the highest mean macro-F1, {f1['mean']:.3f} over {over}"
-        f" (95 % {low:.3f} to {high:.3f} for other test texts)."
+        f"{name} has the highest mean macro-F1, {_mean(best, shared):.3f}"
+        f" over {'1 trial' if number == 1 else f'{number} trials'}"
     )
-    pairs = [one for one in comparisons if name in (one.first, one.second)]
+    if number == len(best["trials"]):
+        low, high = best.get("macro_f1_all", best["macro_f1"])["bootstrap95"]
+        first += f" (95 % {low:.3f} to {high:.3f} for other test texts)"
+    if number < max(len(row["trials"]) for row in scored):
+        first += ", those that all models have"
+    beaten, equal, better = _pairs(name, comparisons)
+    parts = [
+        f"{how} {_and(names)}{rest}"
+        for how, names, rest in (
+            ("is better than", beaten, " by more than luck"),
+            ("cannot be told apart from", equal, " on these test texts"),
+            ("is worse than", better, " by more than luck on the trials that both have"),
+        )
+        if names
+    ]
+    if not parts:
+        return [f"{first}.", "There is no other model to compare it with."]
+    return [f"{first}.", f"It {', but '.join(parts)}."]
+
+
+def _mean(row: dict[str, Any], trials: Collection[int]) -> float:
+    """Give the mean, over these trials, of the score by which models are compared."""
+    scores = [
+        trial.get("all", trial)["macro_f1"] for trial in row["trials"] if trial["trial"] in trials
+    ]
+    return float(sum(scores)) / len(scores)
+
+
+def _pairs(name: str, comparisons: Sequence[Comparison]) -> tuple[list[str], list[str], list[str]]:
+    """Name the models that this one is better than, not to be told apart from, or worse than."""
     beaten: list[str] = []
     equal: list[str] = []
-    for one in pairs:
-        other = one.second if one.first == name else one.first
-        better = one.is_real and (one.difference > 0) == (one.first == name)
-        (beaten if better else equal).append(other)
-    if not pairs:
-        return [first, "There is no other model to compare it with."]
-    parts = []
-    if beaten:
-        parts.append(f"is better than {_and(beaten)} by more than luck")
-    if equal:
-        parts.append(f"cannot be told apart from {_and(equal)} on these test texts")
-    return [first, f"It {', but '.join(parts)}."]
-
-
-def _compared(row: dict[str, Any]) -> dict[str, Any]:
-    """Give the summary by which models are compared: over all test texts."""
-    summary: dict[str, Any] = row.get("macro_f1_all", row["macro_f1"])
-    return summary
+    better: list[str] = []
+    for one in comparisons:
+        if name in {one.first, one.second}:
+            other = one.second if one.first == name else one.first
+            ahead = (one.difference > 0) == (one.first == name)
+            (equal if not one.is_real else beaten if ahead else better).append(other)
+    return beaten, equal, better
 
 
 def _and(names: Sequence[str]) -> str:

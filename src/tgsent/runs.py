@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,10 @@ class StoredRun:
     failed: Mapping[str, Mapping[int, str]]
     predictions: Mapping[Key, Sequence[Prediction]]
     logs: Mapping[Key, Sequence[dict[str, Any]]]
+    escape_formulas: bool = True
+    """Whether CSV files are to be safe for spreadsheets, as its config says."""
     left_out: tuple[str, ...] = ()
-    """Finished trials that were tested on other texts than the folder's last run."""
+    """Finished trials that cannot be shown beside the others, and why."""
 
 
 def read(path: Path) -> StoredRun:
@@ -44,24 +46,34 @@ def read(path: Path) -> StoredRun:
     The models of its config come first, in their order. Files are whole at any time, so that a run
     may be going on meanwhile.
     """
-    folder = RunFolder(path)
-    manifest = _json(path / "manifest.json")
+    manifest = _manifest(path)
     config = _config(path)
-    labels = tuple(manifest["data"]["labels"])
-    specs = {spec.name: spec for spec in reversed(config.trial_specs(labels))}
-    splits = {split["trial"]: split["sha256"] for split in manifest["splits"]}
-    found: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in config.names}
+    specs = {spec.name: spec for spec in reversed(config.trial_specs(manifest["data"]["labels"]))}
+    failed = _failed(path)
+    texts = {split["trial"]: _texts(split) for split in manifest["splits"]}
+    trials: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in (*config.names, *failed)}
     predictions, logs, left_out = {}, {}, []
-    for metrics in _finished(path):
-        name, number = metrics["model"], metrics["trial"]
-        if splits.setdefault(number, metrics["split_sha256"]) != metrics["split_sha256"]:
-            left_out.append(f"{name} trial {number}")
+    for folder in sorted(path.glob("*/trial-*")):
+        name, number = folder.parent.name, folder.name.removeprefix("trial-")
+        try:
+            metrics, answers, log = _trial(path, name, number)
+        except FileNotFoundError:  # not finished, or just started anew
             continue
-        predictions[name, number] = folder.predictions(name, number)
-        logs[name, number] = folder.log(name, number)
-        found.setdefault(name, {})[number] = metrics
-    trials = {name: dict(sorted(own.items())) for name, own in found.items()}
+        except _UnusableError as problem:
+            left_out.append(f"{name} trial {number} ({problem})")
+            continue
+        key = name, metrics["trial"]
+        if texts.setdefault(metrics["trial"], _texts(metrics)) != _texts(metrics):
+            left_out.append(f"{name} trial {number} (tested on other texts)")
+            continue
+        trials.setdefault(name, {})[metrics["trial"]] = metrics
+        predictions[key], logs[key] = answers, log
+    trials = {name: dict(sorted(own.items())) for name, own in trials.items()}
     manifest = {**manifest, "splits": _splits(manifest, trials)}
+    failed = {
+        name: {k: reason for k, reason in own.items() if k not in trials[name]}
+        for name, own in failed.items()
+    }
     return StoredRun(
         paths=(path,),
         name=config.name,
@@ -69,9 +81,10 @@ def read(path: Path) -> StoredRun:
         manifest=manifest,
         specs=specs,
         trials=trials,
-        failed=_failed(path, trials),
+        failed=failed,
         predictions=predictions,
         logs=logs,
+        escape_formulas=config.output.escape_formulas,
         left_out=tuple(left_out),
     )
 
@@ -84,6 +97,8 @@ def combine(runs: Sequence[StoredRun]) -> StoredRun:
     first, *others = runs
     if not others:
         return first
+    if len({run.paths[0].resolve() for run in runs}) < len(runs):
+        raise RunFolderError(f"the same run folder stands twice in {_paths(runs)}")
     for other in others:
         _check_comparable(first, other)
     names = {
@@ -103,6 +118,13 @@ def combine(runs: Sequence[StoredRun]) -> StoredRun:
         name: {k: {**metrics, "model": name} for k, metrics in own.items()}
         for name, own in renamed("trials").items()
     }
+    if len(set(names.values())) < len(names):
+        raise RunFolderError(f"two models of {_paths(runs)} would have the same name; see `as`")
+    models = [
+        {**model, "name": names.get((run.paths, model["name"]), model["name"])}
+        for run in runs
+        for model in run.manifest["models"]
+    ]
     published = {
         names[run.paths, name]: score
         for run in runs
@@ -110,6 +132,7 @@ def combine(runs: Sequence[StoredRun]) -> StoredRun:
     }
     manifest = {
         **first.manifest,
+        "models": models,
         "article": {**(first.manifest["article"] or {}), "mean_macro_f1": published}
         if published
         else None,
@@ -132,6 +155,64 @@ def combine(runs: Sequence[StoredRun]) -> StoredRun:
         logs=renamed_keys("logs"),
         left_out=tuple(one for run in runs for one in run.left_out),
     )
+
+
+class _UnusableError(Exception):
+    """Why a finished trial cannot be shown."""
+
+
+# what a trial's metrics need not hold, as earlier versions did not write it
+_SINCE_ADDED: dict[str, Any] = {
+    "signature": "", "extra_sha256": "", "example": None, "shots": [], "warnings": [],
+    "truncated": 0, "truncated_tokens": 0, "overlap": 0, "commit": None, "steps": 0,
+    "learning_rate": 0.0, "device": "-", "precision": "-",
+}  # fmt: skip
+_NEEDED = {
+    "model", "trial", "seed", "macro_f1", "accuracy", "per_label", "confusion", "unparsed",
+    "n_train", "n_test", "train_seconds", "train_examples_per_second", "eval_seconds",
+    "eval_examples_per_second", "peak_memory_bytes", "parameters", "split_sha256",
+}  # fmt: skip
+
+
+def _trial(
+    path: Path, name: str, number: str
+) -> tuple[dict[str, Any], list[Prediction], list[dict[str, Any]]]:
+    """Read metrics, answers and log of a finished trial.
+
+    Raises FileNotFoundError where it is not finished, _UnusableError where its files are not sound.
+    """
+    found = path / name / f"trial-{number}" / "metrics.json"
+    try:
+        metrics = json.loads(found.read_bytes())
+    except ValueError:
+        raise _UnusableError("metrics.json is not JSON") from None
+    if not isinstance(metrics, dict) or _NEEDED - metrics.keys():
+        raise _UnusableError("metrics.json is not that of a trial")
+    if (metrics["model"], str(metrics["trial"])) != (name, number):
+        raise _UnusableError(f"metrics.json is that of {metrics['model']} trial {metrics['trial']}")
+    metrics = {**_SINCE_ADDED, **metrics}
+    folder = RunFolder(path)
+    try:
+        answers = folder.predictions(name, metrics["trial"])
+        log = folder.log(name, metrics["trial"])
+    except (OSError, ValueError, IndexError) as error:
+        raise _UnusableError(f"its files are not whole: {error}") from None
+    if len(answers) != metrics.get("all", metrics)["n_test"]:
+        raise _UnusableError("predictions.csv does not hold an answer to each text")
+    return metrics, answers, log
+
+
+def _texts(part: dict[str, Any]) -> tuple[str, str]:
+    """Name the texts of a trial, by its metrics or the manifest's description of its split."""
+    return part.get("split_sha256") or part["sha256"], part.get("extra_sha256", "")
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    manifest = _json(path / "manifest.json")
+    needed = {"data", "splits", "models", "versions", "article", "command", "started"}
+    if needed - manifest.keys() or "labels" not in manifest["data"]:
+        raise RunFolderError(f"{path / 'manifest.json'}: is not the manifest of a run")
+    return manifest
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -157,16 +238,6 @@ def _config(path: Path) -> RunConfig:
     return configs.load(str(path / "config.yaml"))
 
 
-def _finished(path: Path) -> Iterator[dict[str, Any]]:
-    for file in sorted(path.glob("*/trial-*/metrics.json")):
-        try:
-            yield json.loads(file.read_bytes())
-        except FileNotFoundError:  # the trial has just been started anew
-            continue
-        except ValueError:
-            raise RunFolderError(f"{file}: is not the JSON that a run wrote there") from None
-
-
 def _splits(
     manifest: dict[str, Any], trials: Mapping[str, Mapping[int, dict[str, Any]]]
 ) -> list[dict[str, Any]]:
@@ -174,28 +245,28 @@ def _splits(
     known = {split["trial"]: split for split in manifest["splits"]}
     for own in trials.values():
         for number, metrics in own.items():
-            described = {key: metrics[key] for key in ("seed", "n_train", "n_test", "overlap")}
+            keys = ("seed", "n_train", "n_test", "overlap", "extra_sha256")
+            described = {key: metrics[key] for key in keys}
             split = {"trial": number, "sha256": metrics["split_sha256"], **described}
             known.setdefault(number, split)
     return [known[number] for number in sorted(known)]
 
 
-def _failed(
-    path: Path, trials: Mapping[str, Mapping[int, dict[str, Any]]]
-) -> dict[str, dict[int, str]]:
-    """Give the reasons of the trials that failed and are not finished since."""
+def _failed(path: Path) -> dict[str, dict[int, str]]:
+    """Give the reasons of the trials that the last run saw fail."""
     try:
         rows = _json(path / "results.json")["models"]
-    except RunFolderError:  # of a run that has not finished a trial yet
-        return {}
-    return {
-        row["model"]: {
-            one["trial"]: one["reason"]
-            for one in row["failed"]
-            if one["trial"] not in trials.get(row["model"], {})
+        return {
+            row["model"]: {one["trial"]: one["reason"] for one in row["failed"]}
+            for row in rows
+            if row["failed"]
         }
-        for row in rows
-    }
+    except (RunFolderError, KeyError, TypeError):  # of a run that has not come so far
+        return {}
+
+
+def _paths(runs: Sequence[StoredRun]) -> str:
+    return ", ".join(str(path) for run in runs for path in run.paths)
 
 
 def _names(runs: Sequence[StoredRun]) -> list[dict[str, str]]:
@@ -219,20 +290,15 @@ def _check_comparable(first: StoredRun, other: StoredRun) -> None:
     where = f"{first.paths[0]} and {other.paths[0]} cannot stand in one table"
     if (one := first.manifest["data"]["labels"]) != (two := other.manifest["data"]["labels"]):
         raise RunFolderError(f"{where}: their labels are {', '.join(one)} and {', '.join(two)}")
-    texts = [_texts(run) for run in (first, other)]
+    texts = [
+        {split["trial"]: _texts(split) for split in run.manifest["splits"]}
+        for run in (first, other)
+    ]
     for number in texts[0].keys() & texts[1].keys():
         if texts[0][number] != texts[1][number]:
-            one, two = (hashes[:12] for hashes in (texts[0][number], texts[1][number]))
             raise RunFolderError(
-                f"{where}: trial {number} was tested on other texts"
-                f" (split {one} and {two}){_reason(first, other)}"
+                f"{where}: trial {number} was tested on other texts{_reason(first, other)}"
             )
-
-
-def _texts(run: StoredRun) -> dict[int, str]:
-    """Name what each trial was trained and tested on."""
-    extra = {k: m["extra_sha256"] for own in run.trials.values() for k, m in own.items()}
-    return {s["trial"]: s["sha256"] + extra.get(s["trial"], "") for s in run.manifest["splits"]}
 
 
 def _reason(first: StoredRun, other: StoredRun) -> str:

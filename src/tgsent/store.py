@@ -389,7 +389,7 @@ def _models(values: dict[str, Any]) -> dict[tuple[str, str | None], Any]:
     ]
     return {
         (item.get("as", item["model"]), item.get("training", {}).get("backend")): {
-            k: v for k, v in item.items() if k != "as"
+            k: v for k, v in flat(item).items() if k != "as" and not k.startswith(_FREE_KEYS)
         }
         for item in items
     }

@@ -70,7 +70,10 @@ def _table(source: BinaryIO, name: str, column: str, delimiter: str) -> Iterator
     # bytes that are no UTF-8 are seen as halves of characters, and told with their line
     decoded = io.TextIOWrapper(source, "utf-8-sig", "surrogateescape", newline="")
     rows = csv.reader(decoded, delimiter=delimiter, strict=True)
-    header = next(rows, [])
+    try:
+        header = next(rows, [])
+    except csv.Error as error:
+        raise DataError(f"{name}: its header is not CSV: {error}") from None
     if column not in header:
         raise DataError(
             f'{name}: has no column "{column}"; --column names one of {", ".join(header)}'

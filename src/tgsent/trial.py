@@ -182,7 +182,7 @@ def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> dict[str, Any]:
     if split.extra:
         everything = metrics.score(outcome.predictions, spec.labels)
         extra = {"all": {"n_test": len(split.tested), **everything}}
-    honesty = metrics.calibration(outcome.predictions, spec.labels)
+    honesty = metrics.calibration(outcome.predictions[:n_test], spec.labels)
     snapshot = hub.fetch_for(spec)
     commit = snapshot.commit if snapshot else None
     return {

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import LoggerType
 
 from tgsent.config import TrainingConfig, TrialSpec
 from tgsent.errors import UnavailableError
@@ -23,6 +24,11 @@ def check(training: TrainingConfig) -> None:
 
     accelerate would go on without it.
     """
+    known = {str(name) for name in LoggerType}
+    if unknown := [name for name in training.report_to if name not in known]:
+        raise UnavailableError(
+            f"training.report_to: this accelerate knows no {unknown[0]}; pip install -U accelerate"
+        )
     missing = [name for name in training.report_to if importlib.util.find_spec(name) is None]
     if missing:
         names = ",".join(missing)
@@ -41,7 +47,13 @@ def told(spec: TrialSpec, accelerator: Accelerator) -> Iterator[None]:
     title = spec.title
     names = {"wandb": {"name": title}, "mlflow": {"run_name": title}, "trackio": {"name": title}}
     with contextlib.redirect_stdout(sys.stderr):  # where some of them talk, results are expected
-        accelerator.init_trackers(_PROJECT, config=_settings(spec), init_kwargs=names)
+        try:
+            accelerator.init_trackers(_PROJECT, config=_settings(spec), init_kwargs=names)
+        except Exception as error:  # whatever a tracker raises that cannot log in
+            raise UnavailableError(
+                f"training.report_to: {type(error).__name__}: {error};"
+                " set the tracker up, or leave it out"
+            ) from error
         try:
             yield
         finally:
