@@ -96,7 +96,7 @@ def test_the_best_model_answers_unless_told_otherwise(folder: Path) -> None:
         ("bert", None, '--model: .* has no model "bert", but gpt2, gpt-neo, t5, majority'),
         ("majority", None, "majority is a reference row, which is never kept"),
         ("gpt2", 2, r"no weights of gpt2 trial 2 were kept .*\n.*output.save_model=all\n"),
-        (None, 9, r"no weights trial 9 were kept"),
+        (None, 9, "--trial: .* has no trial 9, but 1, 2"),
     ],
 )
 def test_what_was_not_kept_is_told(
@@ -129,9 +129,13 @@ def test_texts_as_arguments(kept: Path, cli: Cli) -> None:
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
     assert [row["text"] for row in rows] == texts
     assert list(rows[0]) == [
-        "text", "predicted", "generated", "p_bad | `x`", "p_good <b>"
+        "line", "text", "predicted", "generated", "p_bad | `x`", "p_good <b>"
     ]  # fmt: skip
     assert done.stderr.splitlines() == [f"gpt2 trial 1, kept in {kept}", "3 texts classified"]
+
+
+def without_lines(answers: str) -> list[list[str]]:
+    return [row[1:] for row in csv.reader(io.StringIO(answers))]
 
 
 def test_a_file_in_each_format_gives_the_same(kept: Path, cli: Cli, tmp_path: Path) -> None:
@@ -140,14 +144,15 @@ def test_a_file_in_each_format_gives_the_same(kept: Path, cli: Cli, tmp_path: Pa
     (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
     (tmp_path / "t.csv").write_text("n,body\n" + "".join(f"{i},{t}\n" for i, t in enumerate(texts)))
     expected = cli("predict", str(kept), *texts, "-q").stdout
-    assert "\n'=1+1," in expected  # no formula
+    assert "\n3,'=1+1," in expected  # no formula
     for args in (("t.txt",), ("t.jsonl",), ("t.csv", "--column", "body")):
         done = cli("predict", str(kept), "-q", "--file", *args)
-        assert (done.stdout, done.stderr, done.returncode) == (expected, "", 0)
+        answers = without_lines(done.stdout)
+        assert (answers, done.stderr, done.returncode) == (without_lines(expected), "", 0)
     lines = cli("predict", str(kept), "-q", "--json", "--file", "t.txt").stdout.splitlines()
     answers = [json.loads(line) for line in lines]
     assert [answer["text"] for answer in answers] == texts
-    assert set(answers[0]) == {"text", "predicted", "generated", "probabilities"}
+    assert set(answers[0]) == {"line", "text", "predicted", "generated", "probabilities"}
     assert sum(answers[0]["probabilities"].values()) == pytest.approx(1)
 
 
@@ -157,7 +162,8 @@ def test_a_broken_line_is_told_and_does_not_stop_the_rest(
     (tmp_path / "t.txt").write_bytes(b"one\n\xff\nthree\n" + b"\n" * 30)
     done = cli("predict", str(kept), "--file", "t.txt", "--json", "-q")
     assert done.returncode == 1
-    assert [json.loads(line)["text"] for line in done.stdout.splitlines()] == ["one", "three"]
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(answer["line"], answer["text"]) for answer in answers] == [(1, "one"), (3, "three")]
     first, *_, last = done.stderr.splitlines()
     assert first == "tgsent: t.txt, line 2: is not UTF-8"
     assert last == "tgsent: lines that could not be read, and have no answer: 31"

@@ -101,7 +101,8 @@ def test_runs_on_the_same_texts_stand_side_by_side(run: Path, tmp_path: Path) ->
     assert {m["model"] for own in found.trials.values() for m in own.values()} == set(found.trials)
     result = results.of_runs(found)
     assert result["name"] == "default + other"
-    assert result["manifest"]["combined"] == [str(run), str(other)]
+    assert [one["path"] for one in result["manifest"]["combined"]] == [str(run), str(other)]
+    assert pages.html(result, found).count("command of ") == 2
     assert len(result["comparisons"]) == 6
     assert found.specs["gpt2"].model == "gpt2"
     with pytest.raises(RunFolderError, match="the same run folder stands twice"):
@@ -191,3 +192,10 @@ def test_a_model_that_only_failed_is_shown_beside_other_runs(copy: Path, tmp_pat
     found = runs.combine([runs.read(copy), runs.read(other)])
     assert found.failed["gone"] == {1: "no luck"}
     assert results.of_runs(found)["models"][2]["failed"] == [{"trial": 1, "reason": "no luck"}]
+
+
+def test_answers_that_are_not_those_of_the_scores_are_left_out(copy: Path) -> None:
+    path = copy / "tfidf/trial-1/predictions.csv"
+    (copy / "majority/trial-1/predictions.csv").replace(path)
+    found = runs.read(copy)
+    assert "tfidf trial 1 (predictions.csv and metrics.json disagree)" in found.left_out

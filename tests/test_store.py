@@ -493,3 +493,14 @@ def test_a_trial_whose_answers_are_gone_is_not_finished(tmp_path: Path) -> None:
     assert folder.finished(spec, split_of()) is not None
     (folder.trial_folder(spec) / "predictions.csv").unlink()
     assert folder.finished(spec, split_of()) is None
+
+
+def test_results_of_other_data_are_not_mixed_with_new_ones(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.check_same_data("a" * 64)
+    folder.write_json("manifest.json", {"data": {"sha256": "b" * 64}})
+    folder.check_same_data("a" * 64)  # nothing is finished, nothing is lost
+    folder.write_json("gpt2/trial-1/metrics.json", {})
+    folder.check_same_data("b" * 64)
+    with pytest.raises(RunFolderError, match=r"was bbbbbbbbbbbb\.\.\. and is now aaaaaaaaaaaa"):
+        folder.check_same_data("a" * 64)

@@ -8,6 +8,7 @@ import itertools
 import os
 import sys
 import traceback
+from collections import deque
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
@@ -234,8 +235,9 @@ def predict(
 ) -> None:
     """Classify new texts with a model that a run kept (output.save_model).
 
-    Writes text, predicted label, what the model generated, and the probability of every label, in
-    the order of the input. A line that cannot be read is told, and the rest is classified.
+    Writes the line that a text is on, the text, its predicted label, what the model generated, and
+    the probability of every label, in the order of the input. A line that cannot be read
+    is told, and the rest is classified.
     """
     if bool(texts) == (file is not None):
         raise ConfigError("give either texts or --file: what is to be classified?")
@@ -245,6 +247,8 @@ def predict(
     run = runs.read(run_dir)  # before anything is waited for
     with contextlib.ExitStack() as stack:
         if file is None:
+            if column is not None:
+                raise ConfigError("--column: is for --file")
             name, lines = "the command", inputs.given(texts or ())
         else:
             name = "standard input" if file == "-" else file
@@ -283,19 +287,20 @@ def _predict(
     classifier = predict.load(run, model, trial)
     progress = make_progress(Console(stderr=True), quiet=quiet)
     progress.line(f"{classifier.spec.title}, kept in {run.paths[0]}")
-    broken = 0
+    broken, numbers = 0, deque[int]()
 
     def readable() -> Iterator[str]:
         nonlocal broken
         for line in lines:
             if not line.problem:
+                numbers.append(line.number)
                 yield line.text
                 continue
             broken += 1
             if broken <= _BROKEN_SHOWN:
                 _complain(f"{source}, line {line.number}: {line.problem}")
 
-    answers = classifier.classify(readable(), progress)
+    answers = ((numbers.popleft(), p) for p in classifier.classify(readable(), progress))
     for written in prediction_lines(answers, classifier.spec, as_json=as_json):
         sys.stdout.write(printable(written) if sys.stdout.isatty() else written)
     if (cut := classifier.encoder.truncated) and not quiet:
@@ -335,6 +340,9 @@ def report(
     found = results.of_runs(run)
     if run.left_out:
         _complain(f"left out: {', '.join(run.left_out)}")
+    if run.manifest["finished"] is None and len(run.paths) == 1:
+        done = sum(map(len, run.trials.values()))
+        _complain(f"the run goes on or was stopped: {done} of {run.planned} trials are finished")
     if output is None:
         on_terminal = form is not Format.table and sys.stdout.isatty()
         content = _written(found, run, form, to_terminal=sys.stdout.isatty())
@@ -490,10 +498,14 @@ def _run_app() -> int:
         )
         return TgsentError.exit_code
     if code == StoppedError.exit_code:  # into which Typer may have turned Ctrl-C already
-        _complain(f"interrupted; {interrupts.GOING_ON}{_but_not_fresh()}")
+        is_run = "run" in sys.argv[1:2]  # no other command keeps anything
+        kept = f"; {interrupts.GOING_ON}{_but_not_fresh()}" if is_run else ""
+        _complain(f"interrupted{kept}")
     return code
 
 
 def _but_not_fresh() -> str:
     """Warn of a second start from nothing, where the same command would make one."""
-    return " (without --fresh)" if "--fresh" in sys.argv else ""
+    if "--fresh" not in sys.argv:
+        return ""
+    return " (without --fresh, if the old results have been moved aside)"

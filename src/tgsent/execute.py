@@ -58,13 +58,13 @@ def run(
     chosen = _chosen(specs, only)
     folder = RunFolder(config.folder)
     # what may be refused or missing is found out before anything is locked or written
-    finished = {} if fresh else _finished(folder, config, specs, splits)
+    finished = {} if fresh else _finished(folder, config, specs, splits, dataset.sha256)
     fetched = _fetch_models([s for s in chosen if (s.name, s.trial) not in finished], progress)
     with contextlib.ExitStack() as held:
         held.enter_context(folder.locked(wait_seconds=_PATIENCE if only else 0))
         if fresh and (aside := folder.move_aside()):
             progress.line(f"the old results are now in {aside}")
-        finished = _finished(folder, config, specs, splits)
+        finished = _finished(folder, config, specs, splits, dataset.sha256)
         pending = [spec for spec in chosen if (spec.name, spec.trial) not in finished]
         commits = _commits(finished, fetched, progress)
         manifest = make_manifest(config, dataset, splits, commits, command)
@@ -86,7 +86,7 @@ def run(
                 _write_results(folder, config, so_far)
         if only:
             held.enter_context(folder.locked(wait_seconds=-1))
-            finished = _finished(folder, config, specs, splits)
+            finished = _finished(folder, config, specs, splits, dataset.sha256)
             failed = {**_failed_elsewhere(folder, finished), **failed}
         if len(finished) + len(failed) == len(specs):
             manifest["finished"] = _now()
@@ -161,10 +161,15 @@ def _failed_elsewhere(
 
 
 def _finished(
-    folder: RunFolder, config: RunConfig, specs: Sequence[TrialSpec], splits: Sequence[Split]
+    folder: RunFolder,
+    config: RunConfig,
+    specs: Sequence[TrialSpec],
+    splits: Sequence[Split],
+    sha256: str,
 ) -> dict[tuple[str, int], dict[str, Any]]:
     """Give the metrics of the trials that need not be run again."""
     folder.check_same_experiment(config)
+    folder.check_same_data(sha256)
     metrics = {
         (spec.name, spec.trial): folder.finished(spec, splits[spec.trial - 1]) for spec in specs
     }

@@ -50,7 +50,7 @@ def html(results: dict[str, Any], run: StoredRun) -> str:
         "forest": _forest(results, run),
         "differences": _differences(results, run),
         "curves": _curves(results, run),
-        "reliability": _reliability(results),
+        "reliability": _reliability(results, run),
     }
     template = environment.get_template("report.html")
     return without_secrets(template.render(**_content(results, run), plots=plots)) + "\n"
@@ -83,8 +83,15 @@ def _content(results: dict[str, Any], run: StoredRun) -> dict[str, Any]:
         "name": results["name"],
         "is_demo": manifest["data"]["path"] == "sample",
         "verdict": results["verdict"],
-        "legend": [
-            (i % 6, model["model"]) for i, model in enumerate(models) if not _is_floor(model, run)
+        "trained": [
+            (i % 6, model["model"])
+            for i, model in enumerate(models)
+            if any(run.logs.get((model["model"], trial["trial"])) for trial in model["trials"])
+        ],
+        "believed": [
+            (i % 6, model["model"])
+            for i, model in enumerate(models)
+            if not _is_floor(model, run) and any("calibration" in t for t in model["trials"])
         ],
         "scores": _scores(results),
         "comparisons": [one["sentence"] for one in results["comparisons"]],
@@ -92,7 +99,7 @@ def _content(results: dict[str, Any], run: StoredRun) -> dict[str, Any]:
         "failures": [(m["model"], f["trial"], f["reason"]) for m in models for f in m["failed"]],
         "per_label": _per_label(scored),
         "confusions": [(model["model"], _confusion(model)) for model in scored],
-        "calibration": _calibration(scored),
+        "calibration": _calibration(scored, run),
         "texts": _texts(manifest, scored),
         "mistakes": [
             (model["model"], section)
@@ -136,7 +143,7 @@ def _scores(results: dict[str, Any]) -> Section:
                 f"{len(model['trials']):,}",
                 _number(summary["mean"]),
                 _number(summary["std"]),
-                _interval(summary["ci95"]),
+                _interval(_possible(summary["ci95"])),
                 _interval(summary.get("bootstrap95")),
                 *(_all(model) if extra else []),
                 f"{_total(model, 'unparsed') / n_test:.1%}" if n_test else "-",
@@ -145,7 +152,8 @@ def _scores(results: dict[str, Any]) -> Section:
         )
     tested = f"{splits[0]['n_test']:,} test texts a trial, the same for all models."
     if extra:
-        tested += " `all` counts the extra test texts as well."
+        tested += " The columns with all count the extra test texts as well; all else that is about"
+        tested += " labels counts the sample's own."
     return Section(
         header,
         rows,
@@ -170,7 +178,8 @@ def _per_label(models: Iterable[Model]) -> Section:
             means = [_mean(one[key] for one in own) for key in ("precision", "recall", "f1")]
             support = sum(one["support"] for one in own)
             rows.append([model["model"], label, *map(_number, means), f"{support:,}"])
-    return Section(["model", "label", "precision", "recall", "F1", "texts"], rows)
+    header = ["model", "label", "precision", "recall", "F1", "texts"]
+    return Section(header, rows, ("Means over trials; texts and confusions are added up.",))
 
 
 def _confusion(model: Model) -> dict[str, Any]:
@@ -202,23 +211,16 @@ def _cell(
     return count, round(100 * count / total) if total else 0
 
 
-def _calibration(models: Iterable[Model]) -> Section:
+def _calibration(models: Iterable[Model], run: StoredRun) -> Section:
     rows = []
     for model in models:
         own = [trial["calibration"] for trial in model["trials"] if "calibration" in trial]
-        if own and _tells_apart(model):
+        if own and not _is_floor(model, run):
             areas = [one["auc"] for one in own if one["auc"] is not None]
             error = _mean(one["ece"] for one in own)
             rows.append([model["model"], _number(error), _number(_mean(areas) if areas else None)])
-    return Section(["model", "expected calibration error", "area under the ROC curve"], rows)
-
-
-def _tells_apart(model: Model) -> bool:
-    """Tell whether a model is surer of some answers than of others, which `majority` never is."""
-    bins = [
-        one for trial in model["trials"] for one in trial.get("calibration", {}).get("bins", ())
-    ]
-    return len({one["confidence"] for one in bins}) > len(model["trials"])
+    header = ["model", "expected calibration error", "area under the ROC curve (of two labels)"]
+    return Section(header, rows, ("Means over trials; the curve is that of the first trial.",))
 
 
 def _texts(manifest: dict[str, Any], models: Iterable[Model]) -> Section:
@@ -253,9 +255,10 @@ def _confident_mistakes(model: Model, run: StoredRun) -> Section:
         return Section([], [])
     wrong = [(probability, p) for probability, p in sure if p.predicted != p.label]
     wrong.sort(key=lambda one: one[0], reverse=True)
+    surest = {p.text: (probability, p) for probability, p in reversed(wrong)}  # of all trials
     rows = [
         [_short(p.text), p.label, p.predicted or "no label", f"{probability:.3f}"]
-        for probability, p in wrong[:_MISTAKES]
+        for probability, p in list(surest.values())[: -_MISTAKES - 1 : -1]
     ]
     return Section(["text", "label", "answer", "probability"], rows)
 
@@ -383,8 +386,11 @@ def _provenance(results: dict[str, Any], run: StoredRun) -> Section:
         ),
     ]
     if len(run.paths) > 1:
-        rows.append(["run folders", ", ".join(map(str, run.paths))])
         rows.append(["what stands above is that of", str(run.paths[0])])
+        rows += [
+            [f"command of {one['path']}", f"{shlex.join(one['command'])} ({one['started']})"]
+            for one in manifest["combined"]
+        ]
     if run.left_out:
         rows.append(["left out", ", ".join(run.left_out)])
     return Section(["", "value"], rows)
@@ -474,7 +480,7 @@ def _curves(results: dict[str, Any], run: StoredRun) -> Markup | None:
     )
 
 
-def _reliability(results: dict[str, Any]) -> Markup | None:
+def _reliability(results: dict[str, Any], run: StoredRun) -> Markup | None:
     models = []
     for series, model in enumerate(results["models"]):
         bins = [
@@ -482,7 +488,7 @@ def _reliability(results: dict[str, Any]) -> Markup | None:
             for trial in model["trials"][:1]
             for one in trial.get("calibration", {}).get("bins", ())
         ]
-        if bins and _tells_apart(model):
+        if bins and not _is_floor(model, run):
             models.append((series, bins))
     if not models:
         return None
@@ -512,6 +518,11 @@ def _mean(values: Iterable[float]) -> float:
 
 def _number(value: float | None, digits: int = 4) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _possible(ends: Sequence[float] | None) -> Sequence[float] | None:
+    """Cut an interval of Student's t, which knows no bounds, to what a score can be."""
+    return ends and [max(0.0, ends[0]), min(1.0, ends[1])]
 
 
 def _interval(ends: Sequence[float] | None) -> str:

@@ -94,7 +94,12 @@ def _choose(run: StoredRun, model: str | None, trial: int | None) -> tuple[str, 
     if not any(kept.values()):
         if all(name in run.specs and run.specs[name].is_baseline for name in run.trials):
             raise RunFolderError(f"{run.paths[0]}: has reference rows alone, which are never kept")
-        command = [part for part in run.manifest["command"] if part != "--fresh"]
+        there = sorted({number for own in run.trials.values() for number in own})
+        if trial is not None and trial not in there:
+            raise RunFolderError(
+                f"--trial: {run.paths[0]} has no trial {trial}, but {', '.join(map(str, there))}"
+            )
+        command = _without_save_model(run.manifest["command"])
         what = "" if model is None else f" of {model}"
         which = "" if trial is None else f" trial {trial}"
         if model is not None and model in run.specs and run.specs[model].is_baseline:
@@ -112,6 +117,17 @@ def _choose(run: StoredRun, model: str | None, trial: int | None) -> tuple[str, 
 
     name = max((name for name, numbers in kept.items() if numbers), key=mean)
     return name, kept[name][0]
+
+
+def _without_save_model(command: Sequence[str]) -> list[str]:
+    """Leave out what the advice adds itself, and what would start all over."""
+    kept: list[str] = []
+    for part in command:
+        if part.startswith("output.save_model=") and kept[-1:] == ["--set"]:
+            kept.pop()
+        elif part != "--fresh":
+            kept.append(part)
+    return kept
 
 
 def _folder(run: StoredRun, name: str, trial: int) -> Path:

@@ -131,6 +131,8 @@ def verdict(rows: Sequence[dict[str, Any]], comparisons: Sequence[Comparison]) -
     if number == len(best["trials"]):
         low, high = best.get("macro_f1_all", best["macro_f1"])["bootstrap95"]
         first += f" (95 % {low:.3f} to {high:.3f} for other test texts)"
+    if "macro_f1_all" in best:
+        first += ", all test texts counted"
     if number < max(len(row["trials"]) for row in scored):
         first += ", those that all models have"
     beaten, equal, better = _pairs(name, comparisons)

@@ -36,6 +36,8 @@ class StoredRun:
     logs: Mapping[Key, Sequence[dict[str, Any]]]
     escape_formulas: bool = True
     """Whether CSV files are to be safe for spreadsheets, as its config says."""
+    planned: int = 0
+    """Trials that its config asks for."""
     left_out: tuple[str, ...] = ()
     """Finished trials that cannot be shown beside the others, and why."""
 
@@ -85,6 +87,7 @@ def read(path: Path) -> StoredRun:
         predictions=predictions,
         logs=logs,
         escape_formulas=config.output.escape_formulas,
+        planned=len(config.names) * config.trials,
         left_out=tuple(left_out),
     )
 
@@ -140,7 +143,11 @@ def combine(runs: Sequence[StoredRun]) -> StoredRun:
             s
             for _, s in sorted({s["trial"]: s for r in runs for s in r.manifest["splits"]}.items())
         ],
-        "combined": [str(path) for run in runs for path in run.paths],
+        "combined": [
+            {"path": str(run.paths[0])}
+            | {key: run.manifest[key] for key in ("command", "git_commit", "started", "finished")}
+            for run in runs
+        ],
     }
     return replace(
         first,
@@ -199,6 +206,9 @@ def _trial(
         raise _UnusableError(f"its files are not whole: {error}") from None
     if len(answers) != metrics.get("all", metrics)["n_test"]:
         raise _UnusableError("predictions.csv does not hold an answer to each text")
+    right = sum(p.label == p.predicted for p in answers[: metrics["n_test"]])
+    if abs(right / metrics["n_test"] - metrics["accuracy"]) > 1e-6:
+        raise _UnusableError("predictions.csv and metrics.json disagree")
     return metrics, answers, log
 
 
@@ -209,7 +219,10 @@ def _texts(part: dict[str, Any]) -> tuple[str, str]:
 
 def _manifest(path: Path) -> dict[str, Any]:
     manifest = _json(path / "manifest.json")
-    needed = {"data", "splits", "models", "versions", "article", "command", "started"}
+    needed = {
+        "data", "splits", "models", "versions", "article", "command", "started", "finished",
+        "git_commit", "platform", "tgsent",
+    }  # fmt: skip
     if needed - manifest.keys() or "labels" not in manifest["data"]:
         raise RunFolderError(f"{path / 'manifest.json'}: is not the manifest of a run")
     return manifest
@@ -301,11 +314,15 @@ def _check_comparable(first: StoredRun, other: StoredRun) -> None:
             )
 
 
+def _yaml(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
 def _reason(first: StoredRun, other: StoredRun) -> str:
     """Say which settings make the splits differ, as far as the folders tell."""
     one, two = (flat(_config(run.paths[0]).model_dump(mode="json")) for run in (first, other))
     settings = [
-        f"{key} is {one.get(key)!r} and {two.get(key)!r}"
+        f"{key} is {_yaml(one.get(key))} and {_yaml(two.get(key))}"
         for key in dict.fromkeys((*one, *two))
         if key.startswith(("data.", "seed")) and key != "data.path" and one.get(key) != two.get(key)
     ]

@@ -52,6 +52,10 @@ class Comparison:
     the texts."""
     adjusted_p_value: float
     """The same after Holm's correction for the number of pairs."""
+    trials: tuple[int, ...]
+    """Those that both have."""
+    partly: bool
+    """Whether one of the two has more."""
     needed: int | None
     """Test texts in all with which a difference of this size would be seen in 4 of 5 experiments;
     None where there is no difference."""
@@ -78,6 +82,9 @@ class Comparison:
             better, worse, sign = self.second, self.first, -100
         low, high = sorted(sign * end for end in self.interval)
         numbers = f"{sign * self.difference:+.1f} points, 95 % {low:+.1f} to {high:+.1f}"
+        if self.partly:
+            which = "trial" if len(self.trials) == 1 else "trials"
+            numbers += f" on {which} {', '.join(map(str, self.trials))} only"
         p_value = f"McNemar p = {self.adjusted_p_value:.2g}"
         if self.is_real:
             return f"{better} is better than {worse} on these texts: {numbers}; {p_value}"
@@ -215,7 +222,9 @@ def compare(
         if shared:
             pair = [{name: trials[k][name] for name in (first, second)} for k in shared]
             scores = {name: [macro_f1[name][k] for k in shared] for name in (first, second)}
-            found.append(_compare(first, second, pair, scores, labels))
+            more = {*macro_f1[first], *macro_f1[second]} - {*shared}
+            about = {"trials": tuple(shared), "partly": bool(more)}
+            found.append(_compare(first, second, pair, scores, labels) | about)
     adjusted = holm([one["p_value"] for one in found])
     return [Comparison(**one, adjusted_p_value=p) for one, p in zip(found, adjusted, strict=True)]
 

@@ -110,6 +110,21 @@ class RunFolder:
                 return aside
         raise RunFolderError(f"{self.path}: cannot move the old results aside")
 
+    def check_same_data(self, sha256: str) -> None:
+        """Raise RunFolderError where the folder holds results of other data."""
+        if not any(self.path.glob("*/trial-*/metrics.json")):
+            return
+        try:
+            before = json.loads((self.path / "manifest.json").read_bytes())["data"]["sha256"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return  # of a folder that does not say
+        if before != sha256:
+            raise RunFolderError(
+                f"{self.path}: holds results of other data: the file's SHA-256 was"
+                f" {before[:12]}... and is now {sha256[:12]}...\n"
+                "--fresh moves them aside; --set name=NAME or --output DIR starts another folder"
+            )
+
     def check_same_experiment(self, config: RunConfig) -> None:
         """Raise RunFolderError where the folder holds results of other settings."""
         try:
@@ -306,20 +321,31 @@ def predictions_csv(
 
 
 def prediction_lines(
-    predictions: Iterable[Prediction], spec: TrialSpec, *, as_json: bool
+    predictions: Iterable[tuple[int, Prediction]], spec: TrialSpec, *, as_json: bool
 ) -> Iterator[str]:
-    """Write answers to texts whose label nobody knows: as CSV with a header, or as JSON lines."""
+    """Write answers to texts whose label nobody knows: as CSV with a header, or as JSON lines.
+
+    Each comes with the number of the line that its text is on.
+    """
     if not as_json:
         names = [f"p_{label}" for label in spec.labels]
-        yield _csv_row(["text", "predicted", "generated", *names], escape=spec.escape_formulas)
-    for p in predictions:
+        yield _csv_row(
+            ["line", "text", "predicted", "generated", *names], escape=spec.escape_formulas
+        )
+    for line, p in predictions:
         likely = p.probabilities or ()
         if as_json:
             shares = dict(zip(spec.labels, likely, strict=True))
-            row = {"text": p.text, "predicted": p.predicted, "generated": p.generated}
+            row = {"line": line, "text": p.text, "predicted": p.predicted, "generated": p.generated}
             yield _unobeyed(json.dumps({**row, "probabilities": shares}, ensure_ascii=False)) + "\n"
         else:
-            cells = [p.text, p.predicted or "", p.generated, *(f"{x:.6f}" for x in likely)]
+            cells = [
+                str(line),
+                p.text,
+                p.predicted or "",
+                p.generated,
+                *(f"{x:.6f}" for x in likely),
+            ]
             yield _csv_row(cells, escape=spec.escape_formulas)
 
 

@@ -29,6 +29,8 @@ def read(source: BinaryIO, name: str, column: str | None) -> Iterator[Line]:
     Raises DataError where the file has no such column.
     """
     ending = Path(name).suffix.lower()
+    if ending == ".parquet":
+        raise DataError(f"--file: {name}: Parquet cannot be read as a stream; write it as .csv")
     if ending in {".csv", ".tsv"}:
         return _table(source, name, column or "text", "\t" if ending == ".tsv" else ",")
     if ending in {".jsonl", ".ndjson"}:
