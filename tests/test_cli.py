@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import tgsent
 from conftest import Cli, cli_environment
@@ -143,7 +144,10 @@ def test_heavy_libraries_stay_away(arguments: list[str] | None) -> None:
         (["run", "--set", "trials"], "--set trials: must be KEY=VALUE"),
         (["run", "--set", "traning.epochs=1"], "did you mean `training`?"),
         (["run", "--set", "data.path=no.csv"], "no.csv: cannot read the data: No such file"),
-        (["run", *ON_TEXTS, "--set", "data.test_fraction=0.01"], "texts.csv: cannot be split"),
+        (
+            ["run", *ON_TEXTS, "--set", "data.test_fraction=0.01"],
+            "cannot split 60 texts of 3 labels",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_a_few_lines(
@@ -623,3 +627,18 @@ def test_a_report_for_a_file_is_neither_cut_nor_coloured(finished: Path) -> None
     table = (finished / "table.txt").read_text()
     assert "\x1b" not in table
     assert "trial 1 ┃ trial 2" in table
+
+
+def test_a_wrong_flag_names_the_help_of_its_command(cli: Cli) -> None:
+    assert "(tgsent run --help shows the way)" in cli("run", "-n", "x").stderr
+    assert "(tgsent report --help shows the way)" in cli("report").stderr
+    assert "(tgsent --help shows the way)" in cli("rum").stderr
+
+
+def test_a_dry_run_asks_for_the_device(cli: Cli, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is the device that is to be missing")
+    write_texts(tmp_path)
+    done = cli(*RUN, "--dry-run", "--set", "training.device=cuda")
+    assert done.returncode == 3
+    assert "there is no cuda device on this machine" in done.stderr

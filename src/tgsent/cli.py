@@ -98,7 +98,9 @@ def _tgsent(
         raise typer.Exit(2)
 
 
-@app.command(epilog=_EXAMPLES, short_help="Fine-tune and score models on the same splits.")
+@app.command(
+    name="run", epilog=_EXAMPLES, short_help="Fine-tune and score models on the same splits."
+)
 def run(
     config: Annotated[
         str,
@@ -203,7 +205,7 @@ def run(
     _print_results(results, as_json=as_json, quiet=quiet, only=only or ())
 
 
-@app.command(short_help="Classify new texts with a model that a run kept.")
+@app.command(name="predict", short_help="Classify new texts with a model that a run kept.")
 def predict(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A folder that a run wrote.")],
     texts: Annotated[
@@ -310,7 +312,7 @@ def _predict(
         raise typer.Exit(1)
 
 
-@app.command(short_help="Show the results of a run, or of several side by side.")
+@app.command(name="report", short_help="Show the results of a run, or of several side by side.")
 def report(
     run_dirs: Annotated[
         list[Path],
@@ -482,7 +484,9 @@ def _run_app() -> int:
         _complain(str(error) + (_but_not_fresh() if isinstance(error, StoppedError) else ""))
         return error.exit_code
     except typer.TyperException as error:  # of the command line itself
-        _complain(f"{error.format_message()} (tgsent --help shows the way)")
+        known = {command.name for command in app.registered_commands}
+        command = "".join(f" {name}" for name in sys.argv[1:2] if name in known)
+        _complain(f"{error.format_message()} (tgsent{command} --help shows the way)")
         return int(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = StoppedError.exit_code

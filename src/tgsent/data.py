@@ -204,7 +204,10 @@ def _split(dataset: Dataset, test_fraction: float, trial: int, seed: int) -> Spl
             random_state=seed,
         )
     except ValueError as error:
-        raise DataError(f"{dataset.source}: cannot be split: {error}") from None
+        raise DataError(
+            f"{dataset.source}: data.test_fraction {test_fraction} cannot split"
+            f" {len(dataset.frame)} texts of {len(dataset.labels)} labels: {error}"
+        ) from None
     parts = {"training": _examples(train), "test": _examples(test)}
     for part, examples in parts.items():
         for label in dataset.labels:

@@ -249,7 +249,7 @@ def _run_and_write(
     except (UnavailableError, StorageError, StoppedError):  # the other trials would fare no better
         raise
     except TgsentError as error:
-        reason = str(error)
+        reason = str(error).removeprefix(f"{spec.title}: ")
         details = error.details if isinstance(error, TrialError) else ""
     except Exception as error:  # noqa: BLE001  one trial's failure must not cost the others
         reason = f"{type(error).__name__}: {error}"

@@ -88,6 +88,7 @@ def plan_model(spec: TrialSpec, split: Split) -> ModelPlan:
     The encoder of a seq2seq model reads the prompt, its decoder the completion.
     """
     models.check_backend(spec)
+    loop.resolve_device(spec.training.device)
     loaded = models.describe(spec, split.train)
     encoder = models.prompt_encoder(loaded, spec, choose_shots(split.train, spec))
     train = encoder.encode_examples(split.train)
