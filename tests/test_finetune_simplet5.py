@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from conftest import Cli, cli_environment
-from tgsent import environment, models
+from tgsent import environment, models, predict, runs
 from tgsent.config import PromptConfig, TrialSpec
 from tgsent.errors import ConfigError, TrialError, UnavailableError
 from tgsent.finetune import simplet5
@@ -413,6 +413,16 @@ def test_a_kept_model_is_trained_on(both_ways: RealRun, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"^(ours|theirs) trial 1: macro-F1", done.stderr, re.MULTILINE)) == 2
+
+
+def test_a_kept_model_answers_as_the_package_did(both_ways: RealRun) -> None:
+    run = runs.read(both_ways[0] / "runs/default")
+    expected = run.predictions["t5 (simplet5)", 1]
+    classifier = predict.load(run, "t5 (simplet5)", 1)
+    answers = list(classifier.classify([p.text for p in expected], Silent()))
+    assert [(p.text, p.predicted, p.generated.split()) for p in answers] == [
+        (p.text, p.predicted, p.generated.split()) for p in expected
+    ]
 
 
 def test_a_dry_run_counts_the_packages_steps(both_ways: RealRun, cli: Cli) -> None:

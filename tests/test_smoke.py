@@ -56,7 +56,7 @@ def test_smoke_run_learns_with_every_family_in_time(cli):
         assert [trial["trial"] for trial in model["trials"]] == [1, 2]
         assert model["macro_f1"]["mean"] >= 0.80, model["model"]
         assert [trial["unparsed"] for trial in model["trials"]] == [0, 0]
-    assert seconds < 65  # 41 on two quiet cores
+    assert seconds < 90  # 41 to 50 on two quiet cores
     # what docs/example shows is what the shipped code and texts give, but for last digits
     shown = {m["model"]: m for m in json.loads(EXAMPLE.read_bytes())["models"]}
     for model in models:

@@ -55,7 +55,7 @@ def classify(
 def _generate(
     loaded: LoadedModel, encoder: PromptEncoder, prompts: Sequence[Prompt], spec: TrialSpec
 ) -> Iterator[tuple[str, None]]:
-    """Generate until the end token, at most as many tokens as the longest target has.
+    """Generate until the end token, but no more tokens than the longest target has.
 
     Greedily, but for what the package SimpleT5 has trained: that is searched for as it does.
     """
@@ -65,8 +65,7 @@ def _generate(
     generated: Tensor = loaded.model.generate(  # type: ignore[operator]  # transformers 5 leaves it untyped
         **batch,
         do_sample=False,
-        **_search(spec),
-        max_new_tokens=max(map(len, targets)),
+        **_search(spec, targets),
         prefix_allowed_tokens_fn=_allowed(loaded, targets, batch) if constrained else None,
     )
     for row in loaded.family.new_tokens(generated, batch).tolist():
@@ -74,12 +73,13 @@ def _generate(
         yield loaded.decode(row[:end]), None
 
 
-def _search(spec: TrialSpec) -> dict[str, Any]:
+def _search(spec: TrialSpec, targets: Sequence[Prompt]) -> dict[str, Any]:
     if spec.training.backend == "native":
-        return {"num_beams": 1}
+        return {"num_beams": 1, "max_new_tokens": max(map(len, targets))}
     package = spec.training.simplet5
     return {
         "num_beams": package.num_beams,
+        "max_new_tokens": package.target_max_tokens - 1,  # which count the token to start with
         "repetition_penalty": package.repetition_penalty,
         "early_stopping": True,
     }
