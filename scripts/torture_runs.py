@@ -152,7 +152,7 @@ class Place:
         from tgsent import store, trial
         from tgsent.finetune import loop
 
-        run_trial, write_trial, step = trial.run_trial, store.RunFolder.write_trial, loop._step  # noqa: SLF001
+        run_trial, write_trial, step = trial.run_trial, store.RunFolder.write_trial, loop.take_step
 
         def counted_trial(spec: Any, *args: Any, **named: Any) -> Any:
             self.note(f"start {spec.title}")
@@ -170,7 +170,7 @@ class Place:
         with (
             mock.patch.object(trial, "run_trial", counted_trial),
             mock.patch.object(store.RunFolder, "write_trial", counted_write),
-            mock.patch.object(loop, "_step", counted_step),
+            mock.patch.object(loop, "take_step", counted_step),
         ):
             yield
 

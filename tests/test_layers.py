@@ -38,6 +38,7 @@ LAYERS = (
     (3, ("models",)),
     (4, ("evaluate",)),
     (4, ("trial", "model_card")),
+    (5, ("cost",)),
     (5, ("plan", "execute", "predict")),
     (6, ("cli",)),
     (6, ("__main__",)),

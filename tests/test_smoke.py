@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import mean
 
 from conftest import ROOT, cli_environment
 from tgsent.records import Example
@@ -63,6 +64,16 @@ def test_smoke_run_learns_with_every_family_in_time(cli):
         for ours, theirs in zip(model["trials"], shown[model["model"]]["trials"], strict=True):
             assert ours["signature"] == theirs["signature"]
             assert abs(ours["macro_f1"] - theirs["macro_f1"]) < 0.05
+
+    # and what a dry run says of it beforehand is about right
+    plan = cli("run", "-c", "smoke", "--dry-run", "--json", env={"OMP_NUM_THREADS": "2"})
+    for planned, model in zip(json.loads(plan.stdout)["models"], models, strict=True):
+        trials, cost = model["trials"], planned["cost"]
+        taken = mean(trial["train_seconds"] + trial["eval_seconds"] for trial in trials)
+        told = cost["training_seconds"] + cost["evaluation_seconds"]
+        assert 1 / 1.5 < told / taken < 1.5, (planned["model"], told, taken)
+        peak = max(trial["peak_memory_bytes"] for trial in trials)
+        assert 1 / 1.5 < cost["peak_memory_bytes"] / peak < 1.5
 
 
 def test_encoding_ten_thousand_texts_takes_less_than_a_second():

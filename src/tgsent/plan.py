@@ -11,8 +11,9 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from tgsent import memory, models
+from tgsent import cost, memory, models
 from tgsent.config import RunConfig, TrialSpec
+from tgsent.cost import Cost
 from tgsent.data import Dataset
 from tgsent.errors import UnavailableError
 from tgsent.files import show_size
@@ -41,6 +42,8 @@ class ModelPlan:
     """Training texts longer than `max_tokens`."""
     training_flop: float
     evaluation_flop: float
+    cost: Cost | None
+    """Time and memory; None where the package SimpleT5 does the work, which is not measured."""
 
 
 def make_plan(
@@ -87,8 +90,8 @@ def plan_model(spec: TrialSpec, split: Split) -> ModelPlan:
     evaluation (Kaplan et al. 2020, without the attention term, which is small for short texts).
     The encoder of a seq2seq model reads the prompt, its decoder the completion.
     """
-    models.check_backend(spec)
     loop.resolve_device(spec.training.device)
+    models.check(spec)
     loaded = models.describe(spec, split.train)
     encoder = models.prompt_encoder(loaded, spec, choose_shots(split.train, spec))
     train = encoder.encode_examples(split.train)
@@ -125,6 +128,7 @@ def plan_model(spec: TrialSpec, split: Split) -> ModelPlan:
         truncated=truncated,
         training_flop=6.0 * epochs * (reading * prompt_tokens + writing * target_tokens),
         evaluation_flop=2.0 * (reading * test_tokens + writing * answer_tokens),
+        cost=cost.measure(spec, split) if spec.training.backend == "native" else None,
     )
 
 
@@ -171,11 +175,44 @@ def to_text(plan: dict[str, Any], config_yaml: str) -> str:
             f" {model['learning_rate']:g}, {model['training_tokens']:,} tokens,"
             f" {model['truncated']} texts cut",
             f"  memory           at least {show_size(model['memory_bytes'])} for weights,"
-            " gradients and optimizer state; activations come on top",
+            " gradients and optimizer state",
             f"  work             about {_si(model['training_flop'])}FLOP for training,"
             f" {_si(model['evaluation_flop'])}FLOP for evaluation",
+            *_cost(model["cost"]),
         ]
+    costs = [model["cost"] for model in plan["models"] if model["cost"]]
+    if costs:
+        trials = len(plan["splits"])
+        seconds = trials * sum(map(_seconds, costs))
+        lines += ["", f"in all about {_time(seconds)} for {trials * len(costs)} trials"]
     return "\n".join(lines) + "\n"
+
+
+def _cost(found: dict[str, Any] | None) -> list[str]:
+    """Say what a trial takes, as it was measured."""
+    if found is None:
+        return ["  time             is not measured for the package SimpleT5"]
+    parts = ", ".join(
+        f"{_time(found[f'{part}_seconds'])} for {part}"
+        for part in ("loading", "training", "evaluation")
+    )
+    return [
+        f"  a trial takes    about {_time(_seconds(found))}: {parts}; and"
+        f" {show_size(found['peak_memory_bytes'])} of memory, both measured in a few steps"
+    ]
+
+
+def _seconds(found: dict[str, Any]) -> float:
+    return float(sum(found[f"{part}_seconds"] for part in ("loading", "training", "evaluation")))
+
+
+def _time(seconds: float) -> str:
+    """Write a time for people."""
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 def _counts(examples: Sequence[Any], labels: Sequence[str]) -> dict[str, int]:

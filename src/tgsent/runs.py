@@ -197,7 +197,7 @@ def _trial(
         raise _UnusableError("metrics.json is not that of a trial")
     if (metrics["model"], str(metrics["trial"])) != (name, number):
         raise _UnusableError(f"metrics.json is that of {metrics['model']} trial {metrics['trial']}")
-    metrics = {**_SINCE_ADDED, **metrics}
+    metrics |= {key: value for key, value in _SINCE_ADDED.items() if key not in metrics}
     folder = RunFolder(path)
     try:
         answers = folder.predictions(name, metrics["trial"])

@@ -189,7 +189,7 @@ def train(
                 for indices in batches[done:]:
                     rate = learning_rate * factor(at.step)
                     batch = [examples[i] for i in indices]
-                    loss = _step(*state, batch, collate, training, rate)
+                    loss = take_step(*state, batch, collate, training, rate)
                     at.step += 1
                     if not math.isfinite(loss):
                         raise _diverged(f"the loss is {loss}", title, at.step, total_steps)
@@ -215,7 +215,7 @@ def train(
     return Trained(tuple(at.log), at.step, at.seconds)
 
 
-def _step(
+def take_step(
     model: PreTrainedModel,
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
