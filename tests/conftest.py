@@ -29,6 +29,14 @@ ROOT = Path(__file__).parents[1]
 _NOWHERE = "http://127.0.0.1:9/archive.zip"
 
 
+_LONGEST = ("test_torture.py", "test_compare_recipes.py", "test_scripted.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, so that no worker has to wait for it at the end."""
+    items.sort(key=lambda item: item.path.name not in _LONGEST)
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the tests off the user's cache folder."""

@@ -360,7 +360,7 @@ def split_of(counts: dict[str, int], test_fraction: float, *, seed: int = 1) -> 
         (
             {"x": 2, "y": 2},
             0.05,
-            "cannot split 4 texts of 2 labels: The test_size = 1 should be greater or equal to",
+            "data.test_fraction 0.05 cannot split 4 texts of 2 labels: The test_size = 1 should",
         ),
     ],
 )

@@ -90,6 +90,7 @@ def test_report_and_predict_do_what_the_readme_shows(cli, tmp_path):
             capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, (command, done.stderr)
+        if "--json" in command:
+            assert len(done.stdout.splitlines()) == 2
     assert (tmp_path / "both.html").read_text().startswith("<!doctype html>")
     assert len((tmp_path / "answers.csv").read_text().splitlines()) == 3
-    assert len(done.stdout.splitlines()) == 2

@@ -56,7 +56,7 @@ class Trial:
 
 def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a signal come during a step of the next training."""
-    original, left = loop._step, [step]
+    original, left = loop.take_step, [step]
 
     def counted(*args: Any) -> float:
         left[0] -= 1
@@ -64,7 +64,7 @@ def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
         return original(*args)
 
     monkeypatch.setattr(interrupts._state, "requested", False)
-    monkeypatch.setattr(loop, "_step", counted)
+    monkeypatch.setattr(loop, "take_step", counted)
 
 
 @pytest.mark.parametrize("model", FAMILIES)
@@ -125,7 +125,7 @@ def test_a_finished_training_is_not_repeated(
     first = Trial("gpt2")
     trained = first.train(tmp_path, minutes=60)
     steps: list[int] = []
-    monkeypatch.setattr(loop, "_step", steps.append)
+    monkeypatch.setattr(loop, "take_step", steps.append)
     again = Trial("gpt2")
     assert again.train(tmp_path) == trained
     assert not steps

@@ -100,13 +100,13 @@ def _choose(run: StoredRun, model: str | None, trial: int | None) -> tuple[str, 
                 f"--trial: {run.paths[0]} has no trial {trial}, but {', '.join(map(str, there))}"
             )
         command = _without_save_model(run.manifest["command"])
-        what = "" if model is None else f" of {model}"
-        which = "" if trial is None else f" trial {trial}"
+        named = [model or "", f"trial {trial}" if trial is not None else ""]
+        what = f" of {' '.join(filter(None, named))}" if any(named) else ""
         if model is not None and model in run.specs and run.specs[model].is_baseline:
             raise RunFolderError(f"--model: {model} is a reference row, which is never kept")
         wanted = "first" if trial in (None, 1) else "all"
         raise RunFolderError(
-            f"{run.paths[0]}: no weights{what}{which} were kept (output.save_model)\n"
+            f"{run.paths[0]}: no weights{what} were kept (output.save_model)\n"
             f"{shlex.join([*command, '--set', f'output.save_model={wanted}'])}\n"
             "trains again what it keeps, and leaves the other trials as they are"
         )
