@@ -504,7 +504,7 @@ def _reliability(results: dict[str, Any], run: StoredRun) -> Markup | None:
 
 def _predictions(model: Model, run: StoredRun) -> Iterable[Prediction]:
     for trial in model["trials"]:
-        yield from run.predictions[model["model"], trial["trial"]]
+        yield from run.predictions.get((model["model"], trial["trial"]), ())
 
 
 def _total(model: Model, key: str) -> int:
