@@ -11,4 +11,4 @@ export TGSENT_TESTS_NEED_SIMPLET5=1
 .venv/bin/mypy
 .venv/bin/python scripts/make_reference.py --check
 .venv/bin/python -m pytest tests/test_smoke.py # alone, as it is timed
-.venv/bin/python -m pytest -n 2 --cov --ignore tests/test_smoke.py
+.venv/bin/python -m pytest -n 2 --dist worksteal --cov --ignore tests/test_smoke.py
