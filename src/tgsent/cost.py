@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,10 +13,9 @@ from tgsent import memory, models
 from tgsent.config import TrialSpec
 from tgsent.evaluate import classify
 from tgsent.finetune import loop, speedups, trainable
-from tgsent.finetune.family import Batch, Counted
 from tgsent.progress import Quiet
 from tgsent.prompts import choose_shots
-from tgsent.records import Encoded, Example, Split
+from tgsent.records import Example, Split
 
 _MEASURED = 5
 """Batches that are measured, in training and in evaluation."""
@@ -61,12 +58,8 @@ def measure(spec: TrialSpec, split: Split) -> Cost:
     examples = encoder.encode_examples([one for one in split.train if one not in shots])
     loading_seconds = time.perf_counter() - started
 
-    pad_to = training.max_tokens if loop.padding(training) == "max_tokens" else None
-    counted: Counted = "padded" if training.loss_on_padding else training.loss
-
-    def collate(batch: Sequence[Encoded]) -> Batch:
-        return loaded.family.collate(batch, loaded.ids, counted, pad_to)
-
+    collate = models.collator(loaded, training)
+    pad_to = loop.pad_to(training)
     with memory.explained(spec, "training"):
         merge = trainable.prepare(loaded.model, training)
         optimizer = loop.make_optimizer(loaded.model, 1e-9, 0.0)
@@ -101,12 +94,11 @@ def measure(spec: TrialSpec, split: Split) -> Cost:
 
         letters = [_padded([len(example.text) for example in part], None) for part in parts]
         evaluation_seconds = _extrapolated(letters, lambda k: answer(parts[k]))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return Cost(
         loading_seconds=loading_seconds,
         training_seconds=training_seconds,
         evaluation_seconds=evaluation_seconds,
-        peak_memory_bytes=peak if sys.platform == "darwin" else peak * 1024,
+        peak_memory_bytes=memory.peak(),
     )
 
 

@@ -7,6 +7,7 @@ import copy
 import gc
 import os
 import resource
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,12 @@ def limit(device: str) -> int | None:
     if soft != resource.RLIM_INFINITY:
         limits.append(soft)
     return min((one for one in limits if one is not None), default=None)
+
+
+def peak() -> int:
+    """Give the highest resident memory of this process so far, in bytes."""
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size if sys.platform == "darwin" else size * 1024
 
 
 def _physical() -> int | None:

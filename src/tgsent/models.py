@@ -34,10 +34,10 @@ from tgsent import environment, hub, memory
 from tgsent.aliases import ALIASES, alias_of
 from tgsent.config import TrainingConfig, TrialSpec
 from tgsent.errors import ConfigError, UnavailableError
-from tgsent.finetune import causal, seq2seq, simplet5, trackers, trainable
-from tgsent.finetune.family import Family, SpecialIds
+from tgsent.finetune import causal, loop, seq2seq, simplet5, trackers, trainable
+from tgsent.finetune.family import Batch, Counted, Family, SpecialIds
 from tgsent.prompts import PromptEncoder, parse, render_prompt, render_target
-from tgsent.records import Example
+from tgsent.records import Encoded, Example
 
 PAD_TOKEN = "<|pad|>"
 _TINY_BPE_VOCABULARY = 8_000
@@ -176,6 +176,17 @@ def learning_rate(training: TrainingConfig, family: Family) -> float:
     if family is seq2seq:
         return 3e-4
     return 6.25e-5 if training.lora is None else 2e-4
+
+
+def collator(loaded: LoadedModel, training: TrainingConfig) -> loop.Collate:
+    """Give what makes a batch of encoded texts, with the tokens that the recipe counts."""
+    counted: Counted = "padded" if training.loss_on_padding else training.loss
+    pad_to = loop.pad_to(training)
+
+    def collate(batch: Sequence[Encoded]) -> Batch:
+        return loaded.family.collate(batch, loaded.ids, counted, pad_to)
+
+    return collate
 
 
 def prompt_encoder(

@@ -18,11 +18,12 @@ from tgsent.files import show_size
 from tgsent.markup import code, markdown
 from tgsent.records import Prediction
 from tgsent.redaction import without_secrets
-from tgsent.report import MOST_TRIALS
+from tgsent.report import MOST_TRIALS, all_cells, interval, number
 from tgsent.runs import StoredRun
 from tgsent.terminal import printable
 
 _MISTAKES = 10
+_BETWEEN = " to "
 _LONGEST = 300
 _MOST_LABELS = 12
 """A confusion matrix of more than these is a list of the commonest confusions instead."""
@@ -127,27 +128,27 @@ def _scores(results: dict[str, Any]) -> Section:
     columns = [split["trial"] for split in splits] if len(splits) <= MOST_TRIALS else []
     extra = any("macro_f1_all" in model for model in results["models"])
     published = results.get("article", {}).get("mean_macro_f1", {})
-    header = ["model", *(f"trial {number}" for number in columns), "trials", "mean", "std"]
+    header = ["model", *(f"trial {trial}" for trial in columns), "trials", "mean", "std"]
     header += ["95 %, trials", "95 %, texts", *(["all", "all, 95 %"] if extra else [])]
     header += ["unparsed", *(["article"] if published else [])]
     rows = []
     for model in results["models"]:
-        own = {trial["trial"]: _number(trial["macro_f1"]) for trial in model["trials"]}
+        own = {trial["trial"]: number(trial["macro_f1"]) for trial in model["trials"]}
         own |= {failure["trial"]: "failed" for failure in model["failed"]}
         summary = model["macro_f1"]
         n_test = _total(model, "n_test")
         rows.append(
             [
                 model["model"],
-                *(own.get(number, "-") for number in columns),
+                *(own.get(trial, "-") for trial in columns),
                 f"{len(model['trials']):,}",
-                _number(summary["mean"]),
-                _number(summary["std"]),
+                number(summary["mean"]),
+                number(summary["std"]),
                 _interval(_possible(summary["ci95"])),
                 _interval(summary.get("bootstrap95")),
-                *(_all(model) if extra else []),
+                *(all_cells(model, _BETWEEN) if extra else []),
                 f"{_total(model, 'unparsed') / n_test:.1%}" if n_test else "-",
-                *([_number(published.get(model["model"]), 3)] if published else []),
+                *([number(published.get(model["model"]), 3)] if published else []),
             ]
         )
     tested = f"{splits[0]['n_test']:,} test texts a trial, the same for all models."
@@ -164,12 +165,6 @@ def _scores(results: dict[str, Any]) -> Section:
     )
 
 
-def _all(model: Model) -> list[str]:
-    """Give the mean over all test texts, where there are extra ones, and its interval."""
-    summary = model.get("macro_f1_all", {})
-    return [_number(summary.get("mean")), _interval(summary.get("bootstrap95"))]
-
-
 def _per_label(models: Iterable[Model]) -> Section:
     rows = []
     for model in models:
@@ -177,7 +172,7 @@ def _per_label(models: Iterable[Model]) -> Section:
             own = [trial["per_label"][label] for trial in model["trials"]]
             means = [_mean(one[key] for one in own) for key in ("precision", "recall", "f1")]
             support = sum(one["support"] for one in own)
-            rows.append([model["model"], label, *map(_number, means), f"{support:,}"])
+            rows.append([model["model"], label, *map(number, means), f"{support:,}"])
     header = ["model", "label", "precision", "recall", "F1", "texts"]
     return Section(header, rows, ("Means over trials; texts and confusions are added up.",))
 
@@ -218,7 +213,7 @@ def _calibration(models: Iterable[Model], run: StoredRun) -> Section:
         if own and not _is_floor(model, run):
             areas = [one["auc"] for one in own if one["auc"] is not None]
             error = _mean(one["ece"] for one in own)
-            rows.append([model["model"], _number(error), _number(_mean(areas) if areas else None)])
+            rows.append([model["model"], number(error), number(_mean(areas) if areas else None)])
     header = ["model", "expected calibration error", "area under the ROC curve (of two labels)"]
     return Section(header, rows, ("Means over trials; the curve is that of the first trial.",))
 
@@ -359,7 +354,7 @@ def _article(results: dict[str, Any]) -> Section:
         ours = model["macro_f1"]["mean"]
         if published is not None and ours is not None:
             difference = f"{100 * (ours - published):+.1f} points"
-            rows.append([model["model"], _number(published, 3), _number(ours), difference])
+            rows.append([model["model"], number(published, 3), number(ours), difference])
     return Section(["model", "article", "ours", "difference"], rows)
 
 
@@ -423,7 +418,7 @@ def _forest(results: dict[str, Any], run: StoredRun) -> Markup | None:
     if not rows:
         return None
     means = [
-        (m["model"], _number(m["macro_f1"]["mean"]), _interval(m["macro_f1"].get("bootstrap95")))
+        (m["model"], number(m["macro_f1"]["mean"]), _interval(m["macro_f1"].get("bootstrap95")))
         for m in results["models"]
     ]
     return charts.intervals(
@@ -516,17 +511,13 @@ def _mean(values: Iterable[float]) -> float:
     return sum(values) / len(values)
 
 
-def _number(value: float | None, digits: int = 4) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
 def _possible(ends: Sequence[float] | None) -> Sequence[float] | None:
     """Cut an interval of Student's t, which knows no bounds, to what a score can be."""
     return ends and [max(0.0, ends[0]), min(1.0, ends[1])]
 
 
 def _interval(ends: Sequence[float] | None) -> str:
-    return f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else "-"
+    return interval(ends, _BETWEEN)
 
 
 def _shown(text: str) -> str:

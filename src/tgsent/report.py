@@ -107,19 +107,19 @@ def results_table(results: dict[str, Any]) -> Table:
         cells = [
             escape(printable(model["model"])),
             *(
-                ["failed" if k in failed else _number(scores.get(k)) for k in shown]
+                ["failed" if k in failed else number(scores.get(k)) for k in shown]
                 if few
                 else _range(list(scores.values()))
             ),
-            _number(summary["mean"]),
-            _number(summary["std"]),
-            _interval(summary.get("bootstrap95")),
-            *(_all_cells(model) if everything else []),
+            number(summary["mean"]),
+            number(summary["std"]),
+            interval(summary.get("bootstrap95")),
+            *(all_cells(model) if everything else []),
             f"{sum(trial['unparsed'] for trial in trials) / n_test:.1%}" if n_test else "-",
             f"{sum(trial['train_seconds'] for trial in trials):.0f} s" if trials else "-",
         ]
         if published:
-            cells.append(_number(published.get(model["model"]), digits=3))
+            cells.append(number(published.get(model["model"]), digits=3))
         table.add_row(*cells)
     return table
 
@@ -127,17 +127,20 @@ def results_table(results: dict[str, Any]) -> Table:
 def _range(scores: Sequence[float]) -> list[str]:
     """Stand for the trials where they are too many for a column each."""
     ends = (min(scores), max(scores)) if scores else (None, None)
-    return [f"{len(scores):,}", *map(_number, ends)]
+    return [f"{len(scores):,}", *map(number, ends)]
 
 
-def _all_cells(model: dict[str, Any]) -> list[str]:
+def all_cells(model: dict[str, Any], between: str = "-") -> list[str]:
+    """Write the mean over all test texts, where there are extra ones, and its interval."""
     summary = model.get("macro_f1_all", {})
-    return [_number(summary.get("mean")), _interval(summary.get("bootstrap95"))]
+    return [number(summary.get("mean")), interval(summary.get("bootstrap95"), between)]
 
 
-def _interval(ends: Sequence[float] | None) -> str:
-    return f"{ends[0]:.3f}-{ends[1]:.3f}" if ends else "-"
+def interval(ends: Sequence[float] | None, between: str = "-") -> str:
+    """Write an interval for a table."""
+    return f"{ends[0]:.3f}{between}{ends[1]:.3f}" if ends else "-"
 
 
-def _number(value: float | None, digits: int = 4) -> str:
+def number(value: float | None, digits: int = 4) -> str:
+    """Write a score for a table."""
     return "-" if value is None else f"{value:.{digits}f}"

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +18,9 @@ from tgsent.errors import TrialError
 from tgsent.evaluate import classify
 from tgsent.finetune import loop, simplet5, speedups, trackers, trainable
 from tgsent.finetune.checkpoint import Checkpoints
-from tgsent.finetune.family import Batch, Counted
 from tgsent.models import LoadedModel
 from tgsent.prompts import choose_shots
-from tgsent.records import Encoded, Outcome, Progress, Split, TrialResult
+from tgsent.records import Outcome, Progress, Split, TrialResult
 from tgsent.redaction import without_secrets
 
 
@@ -44,7 +40,7 @@ def run_trial(
     Trackers that write files write them in `track_in`.
     """
     if spec.is_baseline:
-        outcome = baselines.run(spec, split, progress, _peak_memory())
+        outcome = baselines.run(spec, split, progress, memory.peak())
     elif spec.training.backend == "simplet5":
         outcome = _through_simplet5(spec, split, progress, save_to)
     else:
@@ -79,13 +75,6 @@ def _through_our_loop(
         )
     examples = encoder.encode_examples(left)
     training = spec.training
-    pad_to = training.max_tokens if loop.padding(training) == "max_tokens" else None
-
-    counted: Counted = "padded" if training.loss_on_padding else training.loss
-
-    def collate(batch: Sequence[Encoded]) -> Batch:
-        return loaded.family.collate(batch, loaded.ids, counted, pad_to)
-
     set_seed(spec.seed)  # loading has drawn random numbers, for some models more than for others
     learning_rate = models.learning_rate(training, loaded.family)
     with memory.explained(spec, "training"):
@@ -94,7 +83,7 @@ def _through_our_loop(
         trained = loop.train(
             loaded.model,
             examples,
-            collate,
+            models.collator(loaded, training),
             training,
             learning_rate=learning_rate,
             seed=spec.seed,
@@ -127,7 +116,7 @@ def _through_our_loop(
         eval_seconds=eval_seconds,
         truncated=encoder.truncated,
         truncated_tokens=encoder.truncated_tokens,
-        peak_memory_bytes=torch.cuda.max_memory_allocated() if on_cuda else _peak_memory(),
+        peak_memory_bytes=torch.cuda.max_memory_allocated() if on_cuda else memory.peak(),
         parameters=loaded.model.num_parameters(),
         trainable_parameters=trainable_parameters,
         device=accelerator.device.type,
@@ -226,9 +215,3 @@ def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> dict[str, Any]:
 
 def _rate(examples: int, seconds: float) -> float:
     return examples / seconds if examples else 0.0
-
-
-def _peak_memory() -> int:
-    """Give the highest resident memory of this process so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

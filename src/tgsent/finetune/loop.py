@@ -323,6 +323,11 @@ def padding(training: TrainingConfig) -> Literal["longest", "max_tokens"]:
     return "longest" if training.backend == "native" else "max_tokens"
 
 
+def pad_to(training: TrainingConfig) -> int | None:
+    """Give the length to which every text is padded; None where that is its batch's longest."""
+    return training.max_tokens if padding(training) == "max_tokens" else None
+
+
 def linear_schedule(warmup: int, total: int) -> Callable[[int], float]:
     """Give the factor of the learning rate at each step: linear up from 0, then linear down to 0.
 
