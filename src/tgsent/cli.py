@@ -20,12 +20,19 @@ if TYPE_CHECKING:
 
     from tgsent.config import RunConfig
     from tgsent.data import Dataset
-    from tgsent.records import Split
+    from tgsent.records import Splits
     from tgsent.runs import StoredRun
     from tgsent.texts import Line
 
-from tgsent import __version__, interrupts
-from tgsent.errors import ConfigError, DataError, StoppedError, TgsentError, UnavailableError
+from tgsent import __version__, interrupts, processes
+from tgsent.errors import (
+    ConfigError,
+    DataError,
+    ProcessLostError,
+    StoppedError,
+    TgsentError,
+    UnavailableError,
+)
 from tgsent.terminal import message, printable
 
 app = typer.Typer(
@@ -145,6 +152,14 @@ def run(
             " same time. Repeat for more.",
         ),
     ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            "--engine",
+            metavar="local|ray",
+            help="Run trials here, one by one, or many at once on a Ray cluster.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")
     ] = False,
@@ -166,9 +181,17 @@ def run(
     if only and fresh:
         raise ConfigError("--only adds to a run folder, and --fresh starts one over: choose one")
     settings = load(
-        config, models=model or (), trials=trials, output_dir=output, overrides=overrides or ()
+        config,
+        models=model or (),
+        trials=trials,
+        output_dir=output,
+        engine=engine,
+        overrides=overrides or (),
     )
     _quiet_libraries()
+    if processes.count() > 1:
+        _meet(settings)
+        quiet = quiet or not processes.is_main()
 
     from rich.console import Console
 
@@ -178,22 +201,26 @@ def run(
     errors = Console(stderr=True)
     progress = make_progress(errors, quiet=quiet)
     try:
-        dataset = load_dataset(settings.data, progress)
+        with processes.main_first():  # what it fetches is there for the others
+            dataset = load_dataset(settings.data, progress)
     except UnavailableError as error:
         for missing in _missing_models(settings):
             _complain(missing)
         raise error from None
     splits = make_splits(dataset, settings)
     if not quiet:
-        for note in dataset.notes(splits):
+        for note in dataset.notes(splits.summaries):
             _complain(note)
     if dry_run:
         _print_plan(settings, dataset, splits, as_json=as_json)
         return
 
-    from tgsent.execute import run as execute
+    from tgsent import execute
 
-    results = execute(
+    if not processes.is_main():
+        execute.follow(splits, settings, progress)
+        return
+    results = execute.run(
         settings,
         dataset,
         splits,
@@ -372,6 +399,15 @@ def setup_simplet5(
     set_up(_complain, fresh=fresh)
 
 
+def _meet(settings: RunConfig) -> None:
+    """Wait for the other processes of this run; raises ConfigError for what they cannot do."""
+    if settings.engine.kind == "ray":
+        raise ConfigError("--engine ray starts processes itself: start one tgsent only")
+    from tgsent.finetune.loop import resolve_device
+
+    processes.meet(on_cpu=resolve_device(settings.training.device) == "cpu")
+
+
 def _missing_models(settings: RunConfig) -> Iterator[str]:
     """Say which models cannot be had either, so that all that is missing is told at once."""
     from tgsent.hub import fetch
@@ -442,13 +478,13 @@ def _print_results(
         raise typer.Exit(1)
 
 
-def _print_plan(
-    settings: RunConfig, dataset: Dataset, splits: Sequence[Split], *, as_json: bool
-) -> None:
+def _print_plan(settings: RunConfig, dataset: Dataset, splits: Splits, *, as_json: bool) -> None:
     from tgsent.plan import make_plan, to_text
     from tgsent.store import to_json
 
     plan, missing = make_plan(settings, dataset, splits)
+    if not processes.is_main():
+        return
     sys.stdout.write(to_json(plan) if as_json else printable(to_text(plan, settings.to_yaml())))
     for error in missing:
         _complain(str(error))
@@ -465,7 +501,15 @@ def _quiet_libraries() -> None:
 
 
 def _complain(text: str) -> None:
-    typer.echo(f"tgsent: {message(text)}", err=True)
+    who = "tgsent" if processes.is_main() else f"tgsent, process {processes.rank()}"
+    typer.echo(f"{who}: {message(text)}", err=True)
+
+
+def _told_by_another(error: Exception) -> bool:
+    """Tell whether another of several processes says the same."""
+    if isinstance(error, ProcessLostError):
+        return processes.rank() > 1
+    return not processes.is_main() and isinstance(error, ConfigError | StoppedError)
 
 
 def main() -> None:
@@ -481,7 +525,8 @@ def _run_app() -> int:
     except TgsentError as error:
         if os.environ.get("TGSENT_DEBUG") == "1":
             typer.echo(message(traceback.format_exc()), err=True)
-        _complain(str(error) + (_but_not_fresh() if isinstance(error, StoppedError) else ""))
+        if not _told_by_another(error):
+            _complain(str(error) + (_but_not_fresh() if isinstance(error, StoppedError) else ""))
         return error.exit_code
     except typer.TyperException as error:  # of the command line itself
         known = {command.name for command in app.registered_commands}
@@ -501,7 +546,9 @@ def _run_app() -> int:
             "this is a fault of tgsent: TGSENT_DEBUG=1 in the environment shows where"
         )
         return TgsentError.exit_code
-    if code == StoppedError.exit_code:  # into which Typer may have turned Ctrl-C already
+    if (
+        code == StoppedError.exit_code and processes.is_main()
+    ):  # into which Typer may have turned Ctrl-C already
         is_run = "run" in sys.argv[1:2]  # no other command keeps anything
         kept = f"; {interrupts.GOING_ON}{_but_not_fresh()}" if is_run else ""
         _complain(f"interrupted{kept}")

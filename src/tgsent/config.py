@@ -368,6 +368,20 @@ class OutputConfig(Section):
         return name
 
 
+class EngineConfig(Section):
+    """What carries out the trials, and what each of them gets; no score depends on it."""
+
+    kind: Literal["local", "ray"] = "local"
+    """`local`: one trial after the other, in this process; `ray`: many at once, on the cluster that
+    `RAY_ADDRESS` names, else on this machine. Needs `pip install 'tgsent[ray]'`."""
+    cpus_per_trial: PositiveInt | None = None
+    """Cores for each trial. `null`: as many as this machine has."""
+    gpus_per_trial: NotNegativeFloat = 0
+    """GPUs for each trial, with `kind: ray`; below 1: trials share one."""
+    max_concurrent: PositiveInt | None = None
+    """Most trials at once, with `kind: ray`. `null`: as many as the cluster has room for."""
+
+
 class ModelConfig(Section):
     """One model of the comparison, and where it departs from the common recipe."""
 
@@ -426,6 +440,7 @@ class RunConfig(Section):
     prompt: PromptConfig = PromptConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    engine: EngineConfig = EngineConfig()
     output: OutputConfig = OutputConfig()
 
     @field_validator("models", mode="before")
@@ -461,17 +476,22 @@ class RunConfig(Section):
 
     def trial_specs(self, labels: Sequence[str]) -> list[TrialSpec]:
         """All trials, model by model, for data with these label words."""
+        recipes = [
+            (name, model.model, _override(self.prompt, model.prompt),
+             _override(self.training, model.training))
+            for name, model in zip(self.names, self.models, strict=True)
+        ]  # fmt: skip
         return [
             TrialSpec(
-                model=model.model,
+                model=model,
                 name=name,
                 trial=trial,
                 seed=self.seed + trial - 1,
                 labels=tuple(labels),
-                prompt=_override(self.prompt, model.prompt),
-                training=_override(self.training, model.training),
+                prompt=prompt,
+                training=training,
                 evaluation=self.evaluation,
-                save_model=model.model not in BASELINES
+                save_model=model not in BASELINES
                 and (
                     self.output.save_model == "all"
                     or (self.output.save_model == "first" and trial == 1)
@@ -479,7 +499,7 @@ class RunConfig(Section):
                 checkpoint_minutes=self.output.checkpoint_minutes,
                 escape_formulas=self.output.escape_formulas,
             )
-            for name, model in zip(self.names, self.models, strict=True)
+            for name, model, prompt, training in recipes
             for trial in range(1, self.trials + 1)
         ]
 
@@ -565,6 +585,7 @@ def load(
     models: Sequence[str] = (),
     trials: int | None = None,
     output_dir: str | None = None,
+    engine: str | None = None,
     overrides: Sequence[str] = (),
 ) -> RunConfig:
     """Read a config file or a shipped config, apply what the command line says, and check it all.
@@ -588,6 +609,9 @@ def load(
     if output_dir is not None:
         _assign(values, ("output", "dir"), output_dir, "--output")
         command["output", "dir"] = "--output"
+    if engine is not None:
+        _assign(values, ("engine", "kind"), engine, "--engine")
+        command["engine", "kind"] = "--engine"
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:

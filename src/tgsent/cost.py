@@ -62,8 +62,9 @@ def measure(spec: TrialSpec, split: Split) -> Cost:
     pad_to = loop.pad_to(training)
     with memory.explained(spec, "training"):
         merge = trainable.prepare(loaded.model, training)
-        optimizer = loop.make_optimizer(loaded.model, 1e-9, 0.0)
-        model, optimizer = accelerator.prepare(loaded.model, optimizer)
+        model, optimizer = loop.prepare(
+            loaded.model, loop.make_optimizer(loaded.model, 1e-9, 0.0), accelerator
+        )
         model.train()
 
         def step(batch: Sequence[int]) -> float:

@@ -23,7 +23,7 @@ from sklearn.model_selection import train_test_split
 from tgsent import signature
 from tgsent.config import DataConfig, RunConfig, label_words_problem, shipped
 from tgsent.errors import DataError
-from tgsent.records import Example, Progress, Split
+from tgsent.records import Example, Progress, Split, SplitSummary
 from tgsent.sentiment140 import find_sentiment140
 from tgsent.streaming import draw, has_sentiment140_layout
 
@@ -58,7 +58,7 @@ class Dataset:
     extra: pd.DataFrame | None = None
     """More test texts, from outside the sample; columns as in `frame`."""
 
-    def notes(self, splits: Sequence[Split]) -> list[str]:
+    def notes(self, splits: Sequence[SplitSummary]) -> list[str]:
         """Say what a user should know of these data, in one line each."""
         notes = []
         if self.dropped:
@@ -167,24 +167,48 @@ def _extra(
     return found
 
 
-def make_splits(dataset: Dataset, config: RunConfig) -> tuple[Split, ...]:
+class TrialSplits:
+    """One split per trial: each is described, and made anew whenever it is asked for.
+
+    The texts of thousands of trials would fill the memory, and a machine that runs one trial needs
+    one split.
+    """
+
+    def __init__(self, dataset: Dataset, config: RunConfig) -> None:
+        self._dataset, self._test_fraction = dataset, config.data.test_fraction
+        self._seeds = range(config.seed, config.seed + config.trials)
+        extra = () if dataset.extra is None else _examples(dataset.extra)
+        self._shared: dict[str, Any] = {
+            "extra": extra,
+            "extra_sha256": _hash(extra) if extra else "",
+            "origin": signature.data_part(config.data, dataset.sha256),
+            "duplicates": dataset.duplicates,
+            "dropped": dataset.dropped,
+        }
+        self.summaries = tuple(self._make(k).summary for k in range(len(self._seeds)))
+
+    def __getitem__(self, index: int) -> Split:
+        """Make the split of trial `index + 1`; raises DataError where it is not as described."""
+        split = self._make(index)
+        if split.summary != self.summaries[index]:  # by another version of scikit-learn
+            raise DataError(
+                f"trial {split.trial}: its split came out otherwise than where the run began;"
+                " have the same versions of tgsent and scikit-learn on all machines"
+            )
+        return split
+
+    def _make(self, index: int) -> Split:
+        split = _split(self._dataset, self._test_fraction, index + 1, self._seeds[index])
+        return replace(split, **self._shared)
+
+
+def make_splits(dataset: Dataset, config: RunConfig) -> TrialSplits:
     """Split the sample once per trial, stratified by label; every model gets the same splits.
 
     Trial k is scikit-learn's `train_test_split` with `random_state = seed + k - 1`. Raises
     DataError where a label has no text in one of the parts.
     """
-    extra = () if dataset.extra is None else _examples(dataset.extra)
-    shared: dict[str, Any] = {
-        "extra": extra,
-        "extra_sha256": _hash(extra) if extra else "",
-        "origin": signature.data_part(config.data, dataset.sha256),
-        "duplicates": dataset.duplicates,
-        "dropped": dataset.dropped,
-    }
-    return tuple(
-        replace(_split(dataset, config.data.test_fraction, trial, seed), **shared)
-        for trial, seed in enumerate(range(config.seed, config.seed + config.trials), start=1)
-    )
+    return TrialSplits(dataset, config)
 
 
 def _split(dataset: Dataset, test_fraction: float, trial: int, seed: int) -> Split:

@@ -6,6 +6,8 @@ TgsentError                    1
  ├── RunFolderError            2  the run folder cannot take this run
  ├── UnavailableError          3  something needed cannot be reached or is not installed
  ├── TrialError                1  one trial failed; the others are kept
+ │    └── DivergedError        1  its loss or its weights are not finite
+ ├── ProcessLostError          1  another process of this run is gone
  ├── StorageError              1  a file cannot be written; what was finished is kept
  └── StoppedError            130  a signal stopped the run; the same command goes on
 
@@ -51,6 +53,14 @@ class TrialError(TgsentError):
     def __init__(self, message: str, details: str = "") -> None:
         super().__init__(message)
         self.details = details
+
+
+class DivergedError(TrialError):
+    """Training came to numbers that are not finite; every process of the trial sees it."""
+
+
+class ProcessLostError(TgsentError):
+    """Another of several processes that work together has ended."""
 
 
 class StorageError(TgsentError):

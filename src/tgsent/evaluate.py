@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tgsent import processes
 from tgsent.config import TrialSpec
 from tgsent.finetune.family import Batch
 from tgsent.models import LoadedModel
@@ -28,7 +29,7 @@ def classify(
     """Answer each example's text, in order.
 
     Texts of about one length are answered together, the longest first; the answers do not depend
-    on that.
+    on that, nor on how many processes share them.
     """
     prompts = encoder.encode_prompts([example.text for example in examples])
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
@@ -37,7 +38,7 @@ def classify(
     predictions: dict[int, Prediction] = {}
     loaded.model.eval()
     with progress.task(f"{spec.title}, evaluation", len(examples)) as task:
-        for start in range(0, len(order), size):
+        for start in range(0, len(order), size)[processes.rank() :: processes.count()]:
             indices = order[start : start + size]
             answers = answer(loaded, encoder, [prompts[i] for i in indices], spec)
             for index, (text, probabilities) in zip(indices, answers, strict=True):
@@ -48,8 +49,9 @@ def classify(
                     generated=text,
                     probabilities=probabilities,
                 )
-            task.advance(len(indices))
-    return tuple(predictions[i] for i in range(len(examples)))
+            task.advance(len(indices) * processes.count())
+    everything = {i: p for part in processes.gather(predictions) for i, p in part.items()}
+    return tuple(everything[i] for i in range(len(examples)))
 
 
 def _generate(

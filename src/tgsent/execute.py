@@ -4,43 +4,41 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib.metadata
-import platform
-import subprocess
-import traceback
+import time
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from tgsent import __version__, environment, hub, interrupts, pages, report, results, runs
-from tgsent.aliases import alias_of
-from tgsent.config import RunConfig, TrialSpec
-from tgsent.data import Dataset
-from tgsent.errors import (
-    ConfigError,
-    StoppedError,
-    StorageError,
-    TgsentError,
-    TrialError,
-    UnavailableError,
+from tgsent import (
+    environment,
+    files,
+    hub,
+    interrupts,
+    manifest,
+    pages,
+    processes,
+    report,
+    results,
+    runs,
 )
-from tgsent.records import Prediction, Progress, Split
+from tgsent.config import EngineConfig, RunConfig, TrialSpec
+from tgsent.data import Dataset
+from tgsent.errors import ConfigError
+from tgsent.records import Failure, Prediction, Progress, Split, Splits, TrialResult
 from tgsent.redaction import without_secrets
 from tgsent.store import RunFolder
 
 _PATIENCE = 60.0
 """Seconds to wait for another process that is beginning or ending in the same folder."""
 
-_PACKAGES = (
-    "torch", "transformers", "tokenizers", "huggingface-hub", "accelerate", "scikit-learn",
-    "pandas", "numpy",
-)  # fmt: skip
+_SHARE = 0.05
+"""Most of a run's time that writing the table so far may take."""
 
 
 def run(
     config: RunConfig,
     dataset: Dataset,
-    splits: Sequence[Split],
+    splits: Splits,
     *,
     fresh: bool,
     command: Sequence[str],
@@ -67,32 +65,34 @@ def run(
         finished = _finished(folder, config, specs, splits, dataset.sha256)
         pending = [spec for spec in chosen if (spec.name, spec.trial) not in finished]
         commits = _commits(finished, fetched, progress)
-        manifest = make_manifest(config, dataset, splits, commits, command)
-        _begin(folder, config, specs, finished, manifest)
+        about = manifest.make(config, dataset, splits, commits, command)
+        _begin(folder, config, specs, finished, about)
         if done := len(chosen) - len(pending):
             progress.line(f"already finished: {done} of {len(chosen)} trials")
         if others := folder.other_trials(specs):
             progress.line(f"not in this table, but kept in {folder.path}: {', '.join(others)}")
         if only:
             held.close()  # to let others begin
-        failed = {}
-        for spec, outcome in _attempts(pending, splits, folder, progress, manifest["data"]):
+        failed: dict[tuple[str, int], str] = {}
+        next_table = 0.0
+        for spec, outcome in _attempts(pending, splits, config.engine, folder, about, progress):
             if isinstance(outcome, str):
                 failed[spec.name, spec.trial] = outcome
             else:
                 finished[spec.name, spec.trial] = outcome
-            if not only:
-                so_far = _collect(config, finished, failed, manifest, {})
+            if not only and (started := time.monotonic()) >= next_table:
+                so_far = _collect(config, finished, failed, about, {})
                 _write_results(folder, config, so_far)
+                next_table = time.monotonic() + (time.monotonic() - started) / _SHARE
         if only:
             held.enter_context(folder.locked(wait_seconds=-1))
             finished = _finished(folder, config, specs, splits, dataset.sha256)
             failed = {**_failed_elsewhere(folder, finished), **failed}
         if len(finished) + len(failed) == len(specs):
-            manifest["finished"] = _now()
-        folder.write_json("manifest.json", manifest)
+            about["finished"] = manifest.now()
+        folder.write_json("manifest.json", about)
         predictions = {key: folder.predictions(*key) for key in finished}
-        result = _collect(config, finished, failed, manifest, predictions)
+        result = _collect(config, finished, failed, about, predictions)
         _write_results(folder, config, result)
         found = runs.read(folder.path)
         folder.write("report.html", pages.html(result, found))
@@ -105,34 +105,155 @@ def _begin(
     config: RunConfig,
     specs: Sequence[TrialSpec],
     finished: dict[tuple[str, int], dict[str, Any]],
-    manifest: dict[str, Any],
+    about: dict[str, Any],
 ) -> None:
     """Put the folder in order, and say in it what is to be run."""
     for spec in specs:
         if (spec.name, spec.trial) in finished:
             folder.tidy(spec, finished=True)
     folder.write("config.yaml", config.to_yaml())
-    folder.write_json("manifest.json", manifest)
+    folder.write_json("manifest.json", about)
 
 
 def _attempts(
     pending: Sequence[TrialSpec],
-    splits: Sequence[Split],
+    splits: Splits,
+    engine: EngineConfig,
     folder: RunFolder,
+    about: dict[str, Any],
     progress: Progress,
-    data: dict[str, Any],
 ) -> Iterator[tuple[TrialSpec, dict[str, Any] | str]]:
-    """Run trials one by one; give the metrics of each, or the reason why it failed."""
-    if pending:
-        from tgsent import memory
+    """Run trials and write what they give; give the metrics of each, or the reason why it failed.
 
-        gc.freeze()  # what the imports have made stays: no collection need look through it
+    Raises what ends the whole run. What is worth a note goes into the manifest `about`.
+    """
+    if pending and engine.kind == "ray":
+        yield from _on_ray(pending, splits, engine, folder, about, progress)
+        return
+    from tgsent import memory
+
+    gc.freeze()  # what the imports have made stays: no collection need look through it
     for spec in pending:
         if interrupts.requested():
             raise KeyboardInterrupt
-        outcome = _attempt(spec, splits[spec.trial - 1], folder, progress, data)
+        with folder.trial_locked(spec):
+            split = splits[spec.trial - 1]
+            metrics = folder.finished(spec, split.summary)  # by another process
+            yield (
+                spec,
+                metrics
+                or _attempt(spec, split, engine.cpus_per_trial, folder, about["data"], progress),
+            )
         memory.release()  # what the trial's frames held, before the next one starts
-        yield spec, outcome
+    processes.share(None)  # there is nothing more to follow
+
+
+def follow(splits: Splits, config: RunConfig, progress: Progress) -> None:
+    """Do this process's share of every trial that the main process runs, until it has no more."""
+    from tgsent.attempt import attempt
+
+    nothing: TrialSpec | None = None
+    while (spec := processes.share(nothing)) is not None:
+        attempt(
+            spec,
+            splits[spec.trial - 1],
+            progress,
+            data={},
+            cpus=config.engine.cpus_per_trial,
+            save_to=None,
+            checkpoints_in=None,
+            track_in=None,
+        )
+
+
+def _on_ray(
+    pending: Sequence[TrialSpec],
+    splits: Splits,
+    engine: EngineConfig,
+    folder: RunFolder,
+    about: dict[str, Any],
+    progress: Progress,
+) -> Iterator[tuple[TrialSpec, dict[str, Any] | str]]:
+    """Run trials on a cluster, and write here what they give."""
+    from tgsent import ray_engine
+
+    def died(spec: TrialSpec, reason: str) -> None:
+        progress.line(f"{spec.title}: its process or machine died; it is run again ({reason})")
+        trial = f"{spec.name}:{spec.trial}"
+        about.setdefault("retried", []).append({"trial": trial, "reason": reason})
+
+    for spec, outcome, found in ray_engine.attempts(
+        pending, splits, engine, about["data"], progress, died
+    ):
+        with folder.trial_locked(spec):
+            yield spec, _keep(spec, outcome, found, folder, progress)
+
+
+def _attempt(
+    spec: TrialSpec,
+    split: Split,
+    cpus: int | None,
+    folder: RunFolder,
+    data: dict[str, Any],
+    progress: Progress,
+) -> dict[str, Any] | str:
+    """Run one trial in this process."""
+    from tgsent.attempt import attempt
+
+    folder.tidy(spec, finished=False)
+    if spec.training.backend == "native" and not spec.is_baseline:
+        processes.share(spec)  # with the others, who follow
+    with folder.model_folder(spec) as save_to:
+        outcome = attempt(
+            spec,
+            split,
+            progress,
+            data=data,
+            cpus=cpus,
+            save_to=save_to,
+            checkpoints_in=folder.checkpoint_folder(spec),
+            track_in=folder.tracker_folder(spec),
+        )
+        return _write(spec, outcome, save_to, folder, progress)
+
+
+def _keep(
+    spec: TrialSpec,
+    outcome: TrialResult | Failure,
+    found: dict[str, bytes],
+    folder: RunFolder,
+    progress: Progress,
+) -> dict[str, Any] | str:
+    """Write what a trial gave that was run elsewhere, with the files of model and trackers."""
+    with folder.model_folder(spec) as save_to:
+        places = {"model": save_to, "trackers": folder.tracker_folder(spec)}
+        for name, content in found.items():
+            kind, _, inside = name.partition("/")
+            if place := places[kind]:
+                file = place / inside
+                with files.explained(file, len(content)):
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_bytes(content)
+        return _write(spec, outcome, save_to, folder, progress)
+
+
+def _write(
+    spec: TrialSpec,
+    outcome: TrialResult | Failure,
+    model: Path | None,
+    folder: RunFolder,
+    progress: Progress,
+) -> dict[str, Any] | str:
+    """Write the files of a trial; give its metrics, or the reason why it failed."""
+    if isinstance(outcome, TrialResult):
+        folder.write_trial(spec, outcome, model)
+        progress.line(f"{spec.title}: macro-F1 {outcome.metrics['macro_f1']:.4f}")
+        return outcome.metrics
+    if outcome.details:
+        name = f"{spec.name}/trial-{spec.trial}/error.txt"
+        folder.write(name, without_secrets(outcome.details))
+    progress.line(f"{spec.title}: failed: {outcome.reason}")
+    return without_secrets(outcome.reason)
 
 
 def _chosen(specs: Sequence[TrialSpec], only: Sequence[str]) -> list[TrialSpec]:
@@ -164,14 +285,15 @@ def _finished(
     folder: RunFolder,
     config: RunConfig,
     specs: Sequence[TrialSpec],
-    splits: Sequence[Split],
+    splits: Splits,
     sha256: str,
 ) -> dict[tuple[str, int], dict[str, Any]]:
     """Give the metrics of the trials that need not be run again."""
     folder.check_same_experiment(config)
     folder.check_same_data(sha256)
     metrics = {
-        (spec.name, spec.trial): folder.finished(spec, splits[spec.trial - 1]) for spec in specs
+        (spec.name, spec.trial): folder.finished(spec, splits.summaries[spec.trial - 1])
+        for spec in specs
     }
     return {key: value for key, value in metrics.items() if value is not None}
 
@@ -214,61 +336,11 @@ def _commits(
     return {**commits, **fetched}
 
 
-def _attempt(
-    spec: TrialSpec, split: Split, folder: RunFolder, progress: Progress, data: dict[str, Any]
-) -> dict[str, Any] | str:
-    """Run one trial, unless another process has; give its metrics, or the reason why it failed.
-
-    Raises what ends the whole run.
-    """
-    with folder.trial_locked(spec):
-        if metrics := folder.finished(spec, split):
-            return metrics
-        folder.tidy(spec, finished=False)
-        return _run_and_write(spec, split, folder, progress, data)
-
-
-def _run_and_write(
-    spec: TrialSpec, split: Split, folder: RunFolder, progress: Progress, data: dict[str, Any]
-) -> dict[str, Any] | str:
-    from tgsent import model_card
-    from tgsent.trial import run_trial
-
-    try:
-        with folder.model_folder(spec) as save_to:
-            result = run_trial(
-                spec,
-                split,
-                progress,
-                save_to=save_to,
-                checkpoints_in=folder.checkpoint_folder(spec),
-                track_in=folder.tracker_folder(spec),
-            )
-            if save_to is not None:
-                model_card.write(save_to, spec, split, result.metrics, data)
-    except (UnavailableError, StorageError, StoppedError):  # the other trials would fare no better
-        raise
-    except TgsentError as error:
-        reason = str(error).removeprefix(f"{spec.title}: ")
-        details = error.details if isinstance(error, TrialError) else ""
-    except Exception as error:  # noqa: BLE001  one trial's failure must not cost the others
-        reason = f"{type(error).__name__}: {error}"
-        details = traceback.format_exc()
-    else:
-        folder.write_trial(spec, result)
-        progress.line(f"{spec.title}: macro-F1 {result.metrics['macro_f1']:.4f}")
-        return result.metrics
-    if details:
-        folder.write(f"{spec.name}/trial-{spec.trial}/error.txt", without_secrets(details))
-    progress.line(f"{spec.title}: failed: {reason}")
-    return without_secrets(reason)
-
-
 def _collect(
     config: RunConfig,
     finished: dict[tuple[str, int], dict[str, Any]],
     failed: dict[tuple[str, int], str],
-    manifest: dict[str, Any],
+    about: dict[str, Any],
     predictions: dict[tuple[str, int], list[Prediction]],
 ) -> dict[str, Any]:
     """Give the content of `results.json` for the trials that this run is about."""
@@ -280,92 +352,10 @@ def _collect(
     reasons = {
         name: {k: failed[name, k] for k in numbers if (name, k) in failed} for name in config.names
     }
-    return results.collect(config.name, trials, reasons, predictions, manifest)
-
-
-def _article(config: RunConfig, dataset: Dataset) -> dict[str, Any] | None:
-    """Give the published numbers of the models that are the article's, on the article's data."""
-    if not dataset.is_sentiment140:
-        return None
-    numbers = {}
-    for spec in _first_specs(config, dataset):
-        alias = alias_of(spec.model)
-        if spec.training.init == "pretrained" and alias in report.ARTICLE_MACRO_F1:
-            numbers[spec.name] = report.ARTICLE_MACRO_F1[alias]
-    return {"mean_macro_f1": numbers, "sample_size": 10_000, "trials": 3} if numbers else None
-
-
-def _first_specs(config: RunConfig, dataset: Dataset) -> list[TrialSpec]:
-    return [spec for spec in config.trial_specs(dataset.labels) if spec.trial == 1]
+    return results.collect(config.name, trials, reasons, predictions, about)
 
 
 def _write_results(folder: RunFolder, config: RunConfig, result: dict[str, Any]) -> None:
     escape = config.output.escape_formulas
     folder.write_json("results.json", result)
     folder.write("results.csv", report.results_csv(result, escape_formulas=escape))
-
-
-def make_manifest(
-    config: RunConfig,
-    dataset: Dataset,
-    splits: Sequence[Split],
-    commits: dict[str, str | None],
-    command: Sequence[str],
-) -> dict[str, Any]:
-    """Say what was run, on what, where and when."""
-    from tgsent.finetune.loop import resolve_device
-
-    return {
-        "tgsent": __version__,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in _PACKAGES},
-        },
-        "platform": platform.platform(),
-        "device": resolve_device(config.training.device),
-        "command": list(map(without_secrets, command)),
-        "git_commit": _git_commit(),
-        "models": [
-            {"name": name, "model": model.model, "commit": commits.get(name)}
-            for name, model in zip(config.names, config.models, strict=True)
-        ],
-        "data": {
-            "path": config.data.path,
-            "source": dataset.source,
-            "sha256": dataset.sha256,
-            "rows": dataset.rows,
-            "duplicates": dataset.duplicates,
-            "dropped": dataset.dropped,
-            "sampled": len(dataset.frame),
-            "labels": list(dataset.labels),
-        },
-        "splits": [
-            {
-                "trial": split.trial,
-                "seed": split.seed,
-                "sha256": split.sha256,
-                "n_train": len(split.train),
-                "n_test": len(split.test),
-                "overlap": split.overlap,
-                "extra_sha256": split.extra_sha256,
-            }
-            for split in splits
-        ],
-        "article": _article(config, dataset),
-        "started": _now(),
-        "finished": None,
-    }
-
-
-def _git_commit() -> str | None:
-    """Give the commit of the working folder, where it is in a git repository."""
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(
-            ["git", "rev-parse", "HEAD"],  # noqa: S607  found on PATH, as the user's own git is
-            capture_output=True, text=True, check=True, timeout=5,
-        ).stdout.strip()  # fmt: skip
-    return None
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 
+from tgsent import processes
+
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 SECONDS_TO_STOP = 8.0
@@ -31,7 +33,8 @@ _state = _State()
 def handled() -> Iterator[None]:
     """Have the signals end what runs in the context: with KeyboardInterrupt, or as `deferred` does.
 
-    A second signal leaves at once, as a kill would, which loses nothing that was finished. Signals
+    A second signal leaves at once, as a kill would, which loses nothing that was finished; not so
+    in one of several processes, which get it from the terminal and from what started them. Signals
     that this process was started to ignore, as `nohup` does with SIGHUP, stay ignored.
     """
     _state.requested = _state.deferring = False
@@ -39,6 +42,8 @@ def handled() -> Iterator[None]:
     watch.daemon = True
 
     def handle(_number: int, _frame: FrameType | None) -> None:
+        if _state.requested and processes.count() > 1:
+            return  # what started the processes has passed the first one on
         if _state.requested:
             _leave()
         _state.requested = True

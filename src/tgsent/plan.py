@@ -19,7 +19,7 @@ from tgsent.errors import UnavailableError
 from tgsent.files import show_size
 from tgsent.finetune import loop
 from tgsent.prompts import choose_shots, render_prompt, render_target
-from tgsent.records import Split
+from tgsent.records import Split, Splits
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ModelPlan:
 
 
 def make_plan(
-    config: RunConfig, dataset: Dataset, splits: Sequence[Split]
+    config: RunConfig, dataset: Dataset, splits: Splits
 ) -> tuple[dict[str, Any], list[UnavailableError]]:
     """Describe the run; a model that cannot be reached is left out and its error returned."""
     plans, missing = [], []
@@ -75,7 +75,7 @@ def make_plan(
                 "overlap": split.overlap,
                 "sha256": split.sha256,
             }
-            for split in splits
+            for split in map(splits.__getitem__, range(config.trials))
         ],
         "models": [asdict(plan) for plan in plans],
         "trials": [f"{s.name}:{s.trial}" for s in config.trial_specs(dataset.labels)],

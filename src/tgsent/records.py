@@ -16,6 +16,19 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
+class SplitSummary:
+    """What is said of a split where its texts are not needed."""
+
+    trial: int
+    seed: int
+    sha256: str
+    n_train: int
+    n_test: int
+    overlap: int
+    extra_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Split:
     """Training and test examples of one trial; the same object serves every model."""
 
@@ -40,6 +53,27 @@ class Split:
     def tested(self) -> tuple[Example, ...]:
         """All test texts, the extra ones last."""
         return (*self.test, *self.extra)
+
+    @property
+    def summary(self) -> SplitSummary:
+        """Describe it without its texts."""
+        return SplitSummary(
+            self.trial, self.seed, self.sha256, len(self.train), len(self.test), self.overlap,
+            self.extra_sha256,
+        )  # fmt: skip
+
+
+class Splits(Protocol):
+    """The splits of all trials, by number from 0; the texts of each are made when asked for."""
+
+    @property
+    def summaries(self) -> tuple[SplitSummary, ...]:
+        """Describe all of them."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Split:
+        """Give the split of trial `index + 1`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +138,15 @@ class TrialResult:
     predictions: tuple[Prediction, ...]
     log: tuple[dict[str, Any], ...]
     """The rows of `log.jsonl`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a trial failed."""
+
+    reason: str
+    details: str = ""
+    """For the file beside its results; empty where the reason says all."""
 
 
 class Progress(Protocol):

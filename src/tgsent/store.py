@@ -23,12 +23,12 @@ from tgsent import files
 from tgsent.config import RunConfig, TrialSpec
 from tgsent.errors import RunFolderError
 from tgsent.files import write_atomic
-from tgsent.records import Prediction, Split, TrialResult
+from tgsent.records import Prediction, SplitSummary, TrialResult
 
 # Keys that say how a run is carried out, not what it measures: they may differ between runs in
 # one folder, and so may the choice of models and the number of trials.
 _FREE_KEYS = (
-    "name", "models", "trials", "output.", "training.device", "training.report_to",
+    "name", "models", "trials", "output.", "engine.", "training.device", "training.report_to",
     "evaluation.batch_size",
 )  # fmt: skip
 
@@ -201,7 +201,7 @@ class RunFolder:
         with files.explained(self._trial_lock(spec)):
             self._trial_lock(spec).unlink(missing_ok=True)
 
-    def finished(self, spec: TrialSpec, split: Split) -> dict[str, Any] | None:
+    def finished(self, spec: TrialSpec, split: SplitSummary) -> dict[str, Any] | None:
         """Give the metrics of a finished trial of this very recipe and split, or None."""
         folder = self.trial_folder(spec)
         try:
@@ -245,7 +245,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def model_folder(self, spec: TrialSpec) -> Iterator[Path | None]:
-        """Lend a folder to save the model of a trial in; it takes its place when all went well."""
+        """Lend a folder to save the model of a trial in, which `write_trial` puts in its place."""
         if not spec.save_model:
             yield None
             return
@@ -256,18 +256,26 @@ class RunFolder:
             temporary.mkdir(parents=True, mode=0o700)
         try:
             yield temporary
-            with files.explained(folder / "model"):
-                for file in (*temporary.rglob("*"), temporary):
-                    files.sync(file)
-                temporary.chmod(folder.stat().st_mode)
-                shutil.rmtree(folder / "model", ignore_errors=True)
-                temporary.rename(folder / "model")
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def write_trial(self, spec: TrialSpec, result: TrialResult) -> None:
-        """Write all files of a finished trial; `metrics.json` comes last and makes it finished."""
+    def _place_model(self, saved: Path) -> None:
+        place = saved.with_name("model")
+        with files.explained(place):
+            for file in (*saved.rglob("*"), saved):
+                files.sync(file)
+            saved.chmod(place.parent.stat().st_mode)
+            shutil.rmtree(place, ignore_errors=True)
+            saved.rename(place)
+
+    def write_trial(self, spec: TrialSpec, result: TrialResult, model: Path | None = None) -> None:
+        """Write all files of a finished trial; `metrics.json` comes last and makes it finished.
+
+        `model` is the folder that `model_folder` has lent, where a model was saved in it.
+        """
         folder = self.trial_folder(spec)
+        if model is not None:
+            self._place_model(model)
         for outdated in ("metrics.json", "error.txt"):
             with files.explained(folder / outdated):
                 (folder / outdated).unlink(missing_ok=True)

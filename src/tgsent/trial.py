@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from tgsent import baselines, files, hub, memory, metrics, models, signature
+from tgsent import baselines, files, hub, memory, metrics, models, processes, signature
 from tgsent.config import TrialSpec
 from tgsent.errors import TrialError
 from tgsent.evaluate import classify
@@ -202,6 +202,7 @@ def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> dict[str, Any]:
         "trainable_parameters": outcome.trainable_parameters,
         "device": outcome.device,
         "precision": outcome.precision,
+        "processes": processes.count() if spec.training.backend == "native" else 1,
         "backend": spec.training.backend,
         "backend_versions": outcome.versions,
         "split_sha256": split.sha256,

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tgsent import files
+from tgsent import files, processes
 from tgsent.records import Progress
 
 _FORMAT = 1
@@ -114,6 +114,29 @@ class Checkpoints:
 
     def _newest_first(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.safetensors"), reverse=True)
+
+
+def shared(
+    position: Position,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    seed: int,
+) -> Position:
+    """Have all processes begin where the main one does, and each draw random numbers of its own.
+
+    They may be on machines that do not see the checkpoints.
+    """
+    if processes.count() == 1:
+        return position
+    state: dict[str, Tensor] = {}
+    if processes.is_main():
+        state = {k: t.cpu() for k, t in _tensors(model, optimizer, accelerator).items()}
+    position, state = processes.share((position, state))
+    if not processes.is_main():
+        _put_back(state, model, optimizer)
+        torch.manual_seed(hash((seed, position.step, processes.rank())))
+    return position
 
 
 def _trained(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -17,10 +17,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from transformers import PreTrainedModel
 
-from tgsent import interrupts
+from tgsent import interrupts, processes
 from tgsent.config import TrainingConfig
-from tgsent.errors import StoppedError, TrialError, UnavailableError
-from tgsent.finetune.checkpoint import Checkpoints, Position
+from tgsent.errors import DivergedError, StoppedError, UnavailableError
+from tgsent.finetune.checkpoint import Checkpoints, Position, shared
 from tgsent.finetune.family import IGNORE, Batch, token_losses
 from tgsent.records import Encoded, Progress
 
@@ -156,17 +156,19 @@ def train(
     """Fine-tune `model` in place; its mode afterwards is evaluation.
 
     The loss of a step is the mean over the counted tokens of the whole batch, however many parts
-    it is computed in. Goes on from the last of the checkpoints, and so to the same model as
-    without a stop. Raises TrialError at once where the loss is not finite, StoppedError after the
-    step in which a signal came.
+    it is computed in, and however many processes share them. Goes on from the last of the
+    checkpoints, and so to the same model as without a stop. Raises DivergedError at once where the
+    loss is not finite, StoppedError after the step in which a signal came.
     """
     steps_per_epoch = math.ceil(len(examples) / training.batch_size)
     total_steps = steps_per_epoch * training.epochs
     factor = linear_schedule(warmup_steps(training, total_steps), total_steps)
-    optimizer = make_optimizer(model, learning_rate, training.weight_decay)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model, optimizer = prepare(
+        model, make_optimizer(model, learning_rate, training.weight_decay), accelerator
+    )
     state = (model, optimizer, accelerator)
     at = checkpoints.restore(*state, progress) if checkpoints else Position()
+    at = shared(at, *state, seed)
     if at.step:
         progress.line(f"{title}: goes on after step {at.step} of {total_steps}")
     model.train()
@@ -210,9 +212,19 @@ def train(
                 raise _diverged("some weights are not finite", title, at.step, total_steps)
             if checkpoints:
                 checkpoints.save(at, *state)
-            _stop_if_asked(at, checkpoints, title, total_steps)
+            _stop_if_asked(at, state, checkpoints, title, total_steps)
     model.eval()
     return Trained(tuple(at.log), at.step, at.seconds)
+
+
+def prepare(
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+) -> tuple[PreTrainedModel, torch.optim.Optimizer]:
+    """Put both on the device, in its precision; gradients are added up over processes here."""
+    # as for evaluation: else it would be wrapped to add up gradients while they are computed, for
+    # which every weight must have one, in each part of each batch
+    prepared = accelerator.prepare_model(model, evaluation_mode=True)
+    return prepared, accelerator.prepare_optimizer(optimizer)
 
 
 def take_step(
@@ -244,22 +256,30 @@ def _between_steps(
     total_steps: int,
 ) -> None:
     """Write a checkpoint where one is due or a signal has come; stop in the latter case."""
-    if checkpoints and (interrupts.requested() or checkpoints.due):
+    if checkpoints and checkpoints.due and not interrupts.requested():
         checkpoints.save(at, *state)
-    _stop_if_asked(at, checkpoints, title, total_steps)
+    _stop_if_asked(at, state, checkpoints, title, total_steps)
 
 
 def _stop_if_asked(
-    at: Position, checkpoints: Checkpoints | None, title: str, total_steps: int
+    at: Position,
+    state: tuple[PreTrainedModel, torch.optim.Optimizer, Accelerator],
+    checkpoints: Checkpoints | None,
+    title: str,
+    total_steps: int,
 ) -> None:
-    if interrupts.requested():
+    """Stop where a signal has come to any process; the checkpoint is written before."""
+    (asked,) = processes.total(interrupts.requested())
+    if asked:
+        if checkpoints:
+            checkpoints.save(at, *state)
         where = f"{title} after step {at.step} of {total_steps}"
         kept = "the same command goes on from there" if checkpoints else interrupts.GOING_ON
         raise StoppedError(f"interrupted: {where}; {kept}")
 
 
-def _diverged(what: str, title: str, step: int, total_steps: int) -> TrialError:
-    return TrialError(
+def _diverged(what: str, title: str, step: int, total_steps: int) -> DivergedError:
+    return DivergedError(
         f"{title}: {what} at step {step} of {total_steps};"
         " lower training.learning_rate, or set training.precision to fp32"
     )
@@ -277,17 +297,27 @@ def _accumulate_gradients(
     training: TrainingConfig,
     accelerator: Accelerator,
 ) -> float:
-    """Add up the gradients of the batch's parts; give its mean loss per counted token."""
-    size = math.ceil(len(batch) / training.gradient_accumulation)
-    parts = [collate(batch[i : i + size]) for i in range(0, len(batch), size)]
-    counted = sum(int((part["labels"] != IGNORE).sum()) for part in parts)
-    total = 0.0
+    """Add up the gradients of the batch's parts; give its mean loss per counted token.
+
+    Of several processes, each computes every n-th text. One that is left without any computes
+    one that does not count, so that all have gradients of the same weights.
+    """
+    own = batch[processes.rank() :: processes.count()]
+    counts = 1 if own else 0
+    own = own or batch[:1]
+    size = math.ceil(len(own) / training.gradient_accumulation)
+    parts = [collate(own[i : i + size]) for i in range(0, len(own), size)]
+    counted = counts * sum(int((part["labels"] != IGNORE).sum()) for part in parts)
+    (all_counted,) = processes.total(counted)
+    found = 0.0
     for part in parts:
         part = {name: tensor.to(accelerator.device) for name, tensor in part.items()}  # noqa: PLW2901
-        loss = token_losses(model, part).sum() / counted
+        loss = counts * token_losses(model, part).sum() / all_counted
         accelerator.backward(loss)
-        total += loss.item()
-    return total
+        found += loss.item()
+    processes.add_up([p.grad for p in model.parameters() if p.grad is not None])
+    (loss_of_all,) = processes.total(found)
+    return loss_of_all
 
 
 def make_optimizer(

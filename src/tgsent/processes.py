@@ -1,0 +1,145 @@
+"""Several processes that work on each trial together, as torchrun and accelerate start them.
+
+Each takes a share of every batch and of the test texts. The main process, that of rank 0, leads:
+it alone decides, writes and prints. Whatever one waits for in another goes through here; alone, a
+process waits for nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+from tgsent.errors import ConfigError, ProcessLostError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_T = TypeVar("_T")
+
+_PATIENCE = timedelta(days=30)  # the others wait as long as the main process works alone
+_NUMBERS_AT_ONCE = 2**25  # of gradients: bounds the memory
+
+
+def count() -> int:
+    """Give the number of processes."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """Give the number of this one, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def is_main() -> bool:
+    """Tell whether this is the process that leads."""
+    return rank() == 0
+
+
+def meet(*, on_cpu: bool) -> None:
+    """Wait for all processes to be there; raises ConfigError for what tgsent does not know."""
+    if count() == 1:
+        return
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    for way in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{way}", "false").lower() == "true":
+            raise ConfigError(
+                f"accelerate is set to {way}: tgsent shares out batches, not models;"
+                " launch with --multi_gpu alone"
+            )
+    with _lost():
+        state = PartialState(cpu=on_cpu, timeout=_PATIENCE)
+    if state.distributed_type is DistributedType.NO:
+        raise ConfigError(
+            f"{count()} processes were started, but they cannot work together on this device"
+        )
+
+
+def share(value: _T) -> _T:
+    """Give the main process's value to all."""
+    if count() == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    values = [value]
+    with _lost():
+        broadcast_object_list(values)
+    return values[0]
+
+
+def gather(value: _T) -> list[_T]:
+    """Give the values of all processes, by rank."""
+    if count() == 1:
+        return [value]
+    from accelerate.utils import gather_object
+
+    with _lost():
+        found: list[_T] = gather_object([value])
+    return found
+
+
+def total(*numbers: float) -> list[float]:
+    """Add up numbers over all processes, each on its own."""
+    if count() == 1:
+        return list(numbers)
+    import torch
+    from accelerate import PartialState
+
+    tensor = torch.tensor(numbers, dtype=torch.float64, device=PartialState().device)
+    add_up([tensor])
+    return [float(number) for number in tensor]
+
+
+def add_up(tensors: Sequence[Tensor]) -> None:
+    """Replace each tensor by its sum over all processes; they are of one type."""
+    if count() == 1:
+        return
+    import torch
+
+    with _lost():
+        for some in _in_parts(tensors):
+            flat = torch.cat([tensor.flatten() for tensor in some])
+            torch.distributed.all_reduce(flat)
+            parts = torch.split(flat, [tensor.numel() for tensor in some])
+            for tensor, part in zip(some, parts, strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+
+def _in_parts(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    some: list[Tensor] = []
+    for tensor in tensors:
+        some.append(tensor)
+        if sum(one.numel() for one in some) >= _NUMBERS_AT_ONCE:
+            yield some
+            some = []
+    if some:
+        yield some
+
+
+@contextlib.contextmanager
+def main_first() -> Iterator[None]:
+    """Let the main process do what is in the context before the others, who find it done."""
+    if not is_main():
+        share(None)
+    yield
+    if is_main():
+        share(None)
+
+
+@contextlib.contextmanager
+def _lost() -> Iterator[None]:
+    """Turn what torch raises where another process is gone into an error that says so."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ProcessLostError(
+            f"another of the {count()} processes has ended: {reason}\n"
+            "what was finished is kept, and the same command, with as many processes as you like,"
+            " goes on from the last checkpoint"
+        ) from error
