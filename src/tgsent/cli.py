@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import itertools
 import os
@@ -365,6 +366,7 @@ def report(
         raise ConfigError(f"-o {output}: name the format with --format, or by one of {_LISTED}")
     if form is None:
         form = _ENDINGS[output.suffix.lower()] if output else Format.table
+    gc.disable()  # what is read stays to the end: there is nothing to be found
     run = runs.combine([runs.read(path) for path in run_dirs])
     found = results.of_runs(run)
     if run.left_out:

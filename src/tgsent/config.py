@@ -557,6 +557,11 @@ class TrialSpec(Section):
         return self.model in BASELINES
 
     @property
+    def is_in_our_loop(self) -> bool:
+        """Tell what tgsent trains itself from reference rows and what a package trains."""
+        return self.training.backend == "native" and not self.is_baseline
+
+    @property
     def title(self) -> str:
         """Name for people."""
         return f"{self.name} trial {self.trial}"

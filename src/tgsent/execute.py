@@ -91,7 +91,7 @@ def run(
         if len(finished) + len(failed) == len(specs):
             about["finished"] = manifest.now()
         folder.write_json("manifest.json", about)
-        predictions = {key: folder.predictions(*key) for key in finished}
+        predictions = {key: folder.predictions(metrics) for key, metrics in finished.items()}
         result = _collect(config, finished, failed, about, predictions)
         _write_results(folder, config, result)
         found = runs.read(folder.path)
@@ -201,7 +201,7 @@ def _attempt(
     from tgsent.attempt import attempt
 
     folder.tidy(spec, finished=False)
-    if spec.training.backend == "native" and not spec.is_baseline:
+    if spec.is_in_our_loop:
         processes.share(spec)  # with the others, who follow
     with folder.model_folder(spec) as save_to:
         outcome = attempt(

@@ -14,6 +14,9 @@ from tgsent.significance import Answers, Comparison, bootstrap, compare, interva
 
 SCHEMA_VERSION = 1
 
+_MOST_INTERVALS = 100
+"""Of a model with more trials, each one's own interval is not computed: nobody sees it."""
+
 Trials = Mapping[str, Mapping[int, dict[str, Any]]]
 """The metrics of each model's finished trials, by number."""
 
@@ -51,6 +54,8 @@ def collect(
                 "bootstrap95": _bootstrap(model, answers, labels, own),
                 "trials_bootstrap95": [
                     _bootstrap(model, answers, labels, {number: metrics})
+                    if len(own) <= _MOST_INTERVALS
+                    else None
                     for number, metrics in own.items()
                 ],
             },

@@ -14,6 +14,9 @@ from tgsent.errors import RunFolderError
 from tgsent.records import Prediction
 from tgsent.store import RunFolder, flat
 
+MOST_LOGS = 10
+"""Trials of a model whose training logs are read, as more are not shown."""
+
 Key = tuple[str, int]
 """The name of a model and the number of a trial."""
 
@@ -34,6 +37,7 @@ class StoredRun:
     failed: Mapping[str, Mapping[int, str]]
     predictions: Mapping[Key, Sequence[Prediction]]
     logs: Mapping[Key, Sequence[dict[str, Any]]]
+    """Of the first trials of each model."""
     escape_formulas: bool = True
     """Whether CSV files are to be safe for spreadsheets, as its config says."""
     planned: int = 0
@@ -50,15 +54,19 @@ def read(path: Path) -> StoredRun:
     """
     manifest = _manifest(path)
     config = _config(path)
-    specs = {spec.name: spec for spec in reversed(config.trial_specs(manifest["data"]["labels"]))}
+    first = config.model_copy(update={"trials": 1})
+    specs = {spec.name: spec for spec in first.trial_specs(manifest["data"]["labels"])}
     failed = _failed(path)
     texts = {split["trial"]: _texts(split) for split in manifest["splits"]}
     trials: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in (*config.names, *failed)}
     predictions, logs, left_out = {}, {}, []
-    for folder in sorted(path.glob("*/trial-*")):
+    # by name and number: of numbers, those with fewer digits come first
+    found = sorted(path.glob("*/trial-*"), key=lambda f: (f.parent.name, len(f.name), f.name))
+    for folder in found:
         name, number = folder.parent.name, folder.name.removeprefix("trial-")
         try:
-            metrics, answers, log = _trial(path, name, number)
+            with_log = len(trials.get(name, ())) < MOST_LOGS
+            metrics, answers, log = _trial(path, name, number, with_log=with_log)
         except FileNotFoundError:  # not finished, or just started anew
             continue
         except _UnusableError as problem:
@@ -69,7 +77,9 @@ def read(path: Path) -> StoredRun:
             left_out.append(f"{name} trial {number} (tested on other texts)")
             continue
         trials.setdefault(name, {})[metrics["trial"]] = metrics
-        predictions[key], logs[key] = answers, log
+        predictions[key] = answers
+        if with_log:
+            logs[key] = log
     trials = {name: dict(sorted(own.items())) for name, own in trials.items()}
     manifest = {**manifest, "splits": _splits(manifest, trials)}
     failed = {
@@ -182,9 +192,9 @@ _NEEDED = {
 
 
 def _trial(
-    path: Path, name: str, number: str
+    path: Path, name: str, number: str, *, with_log: bool
 ) -> tuple[dict[str, Any], list[Prediction], list[dict[str, Any]]]:
-    """Read metrics, answers and log of a finished trial.
+    """Read metrics, answers and, where asked for, the log of a finished trial.
 
     Raises FileNotFoundError where it is not finished, _UnusableError where its files are not sound.
     """
@@ -200,8 +210,8 @@ def _trial(
     metrics |= {key: value for key, value in _SINCE_ADDED.items() if key not in metrics}
     folder = RunFolder(path)
     try:
-        answers = folder.predictions(name, metrics["trial"])
-        log = folder.log(name, metrics["trial"])
+        answers = folder.predictions(metrics)
+        log = folder.log(name, metrics["trial"]) if with_log else []
     except (OSError, ValueError, IndexError) as error:
         raise _UnusableError(f"its files are not whole: {error}") from None
     if len(answers) != metrics.get("all", metrics)["n_test"]:

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import sparse, stats
 
 RESAMPLES = 5_000
+_FEWEST_RESAMPLES = 400
 SEED = 1
 LEVEL = 0.95
 _POWER = 0.8
@@ -114,90 +115,123 @@ def bootstrap(
 
     As it is, the spread of a mean over n texts would be that of n + 1, where n - 1 is right; the
     weights of a label with n texts in a trial are therefore Gamma(1 - 2 / n), and at least of 1/2.
+
+    Of more than 100 trials there are fewer draws, down to 400: their mean varies little.
     """
+    return _draw(_by_text(trials), list(trials[0]), len(trials), labels, resamples)
+
+
+def _draw(
+    texts: Mapping[tuple[str, str], _Seen],
+    models: Sequence[str],
+    trials: int,
+    labels: Sequence[str],
+    resamples: int,
+) -> dict[str, NDArray[np.float64]]:
     rng = np.random.default_rng(SEED)
-    patterns = Counter((label, seen) for (_, label), seen in _by_text(trials).items())
+    patterns = Counter((label, seen) for (_, label), seen in texts.items())
     sizes = np.array(list(patterns.values()), dtype=float)
-    models = list(trials[0])
-    tables = [_Table.of(k, list(patterns), sizes, len(models), labels) for k in range(len(trials))]
-    fewest = dict(zip(labels, _fewest(tables), strict=True))
+    table = _Table.of(list(patterns), sizes, trials, len(models), labels)
+    fewest = dict(zip(labels, table.fewest, strict=True))
     shapes = np.array([max(0.5, 1 - 2 / fewest[label]) for label, _ in patterns])
-    at_once = max(1, _CELLS_AT_ONCE // len(sizes))
+    resamples = max(min(resamples, _FEWEST_RESAMPLES), resamples * 100 // max(100, trials))
+    at_once = max(1, _CELLS_AT_ONCE // max(len(sizes), table.cells))
     draws = []
     for start in range(0, resamples, at_once):
         size = (min(at_once, resamples - start), len(sizes))
-        weights = rng.standard_gamma(sizes * shapes, size)
-        draws.append(sum(table.macro_f1(weights) for table in tables) / len(trials))
+        draws.append(table.macro_f1(rng.standard_gamma(sizes * shapes, size)))
     return dict(zip(models, np.concatenate(draws).T, strict=True))
 
 
 @dataclass(frozen=True)
 class _Table:
-    """What one trial shows: P patterns of answers, M models, L labels."""
+    """What P patterns of answers count in T trials, for M models and L labels.
 
-    patterns: NDArray[np.intp]
-    """Which of all patterns occur in the trial, (P,)."""
-    truth: NDArray[np.float64]
-    """How often a text of each pattern stands in the trial, under its label: (P, L)."""
-    said: NDArray[np.float64]
-    """How often each model gave each label, (P, M, L)."""
-    right: NDArray[np.float64]
-    """The same, where that was right."""
+    A pattern is in few trials, so that its counts are mostly zeros.
+    """
+
+    texts: sparse.csr_matrix
+    """How often a text of each pattern stands in each trial, under its label: (P, T * L)."""
+    answers: sparse.csr_matrix
+    """How often each model gave each label there: (P, T * M * L * L), labels and then answers."""
     support: NDArray[np.float64]
-    """Texts of each label, (L,)."""
+    """Texts of each label in each trial, (T, L)."""
+    models: int
 
     @classmethod
     def of(
         cls,
-        trial: int,
         patterns: Sequence[tuple[str, _Seen]],
         sizes: NDArray[np.float64],
+        trials: int,
         models: int,
         labels: Sequence[str],
     ) -> _Table:
-        """Count the answers of a trial."""
-        index = {label: i for i, label in enumerate(labels)}
-        own = [p for p, (_, seen) in enumerate(patterns) if any(k == trial for k, _ in seen)]
-        truth = np.zeros((len(own), len(labels)))
-        said = np.zeros((len(own), models, len(labels)))
-        right = np.zeros_like(said)
-        for row, (label, seen) in enumerate(patterns[p] for p in own):
-            for answers in (answers for k, answers in seen if k == trial):
-                truth[row, index[label]] += 1
-                for model, answer in enumerate(answers):
-                    if answer in index:
-                        said[row, model, index[answer]] += 1
-                        right[row, model, index[answer]] += answer == label
-        places = np.array(own, dtype=np.intp)
-        return cls(places, truth, said, right, sizes[places] @ truth)
+        """Count the answers."""
+        index: dict[str | None, int] = {label: i for i, label in enumerate(labels)}
+        n = len(labels)
+        times = [len(seen) for _, seen in patterns]
+        rows = np.repeat(np.arange(len(patterns)), times)
+        true = np.repeat([index[label] for label, _ in patterns], times)
+        trial = np.array([k for _, seen in patterns for k, _ in seen])
+        given = np.array(
+            [[index.get(a, n) for a in answers] for _, seen in patterns for _, answers in seen]
+        )
+        counted = _counts(rows, trial * n + true, (len(patterns), trials * n))
+        cell = ((trial[:, None] * models + np.arange(models)) * n + true[:, None]) * n + given
+        is_label = given < n
+        which = np.broadcast_to(rows[:, None], given.shape)[is_label]
+        answered = _counts(which, cell[is_label], (len(patterns), trials * models * n * n))
+        return cls(
+            texts=counted,
+            answers=answered,
+            support=(counted.T @ sizes).reshape(trials, n),
+            models=models,
+        )
+
+    @property
+    def cells(self) -> int:
+        """Numbers that one draw takes."""
+        return int(self.answers.shape[1])
+
+    @property
+    def fewest(self) -> NDArray[np.float64]:
+        """How many texts of each label the trials have at least, where they have any: (L,)."""
+        found: NDArray[np.float64] = np.where(self.support > 0, self.support, np.inf).min(axis=0)
+        return found
 
     def macro_f1(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Score the models where the patterns have these weights: (R, all patterns) to (R, M)."""
-        own = weights[:, self.patterns]
-        drawn = own @ self.truth
+        """Score the models where the patterns have these weights: (R, P) to (R, M).
+
+        Gives the mean over the trials.
+        """
+        trials, n = self.support.shape
+        drawn = (weights @ self.texts).reshape(-1, trials, n)
+        # each label has its number of texts, whatever it was given
         scale = np.divide(self.support, drawn, out=np.zeros_like(drawn), where=drawn > 0)
-        own = own * (scale @ (self.truth > 0).T)  # each label has its number of texts
-        both = np.tensordot(own, self.said, 1) + self.support
-        right = np.tensordot(own, self.right, 1)
+        said = (weights @ self.answers).reshape(-1, trials, self.models, n, n)
+        said *= scale[:, :, None, :, None]
+        right = np.diagonal(said, axis1=3, axis2=4)
+        both = said.sum(axis=3) + self.support[:, None, :]
         f1 = np.divide(2 * right, both, out=np.zeros_like(both), where=both > 0)
-        scores: NDArray[np.float64] = f1.mean(axis=2)
+        scores: NDArray[np.float64] = f1.mean(axis=(1, 3))
         return scores
 
 
-def _fewest(tables: Sequence[_Table]) -> NDArray[np.float64]:
-    """Give how many texts of each label the trials have at least, where they have any: (L,)."""
-    supports = np.array([table.support for table in tables])
-    fewest: NDArray[np.float64] = np.where(supports > 0, supports, np.inf).min(axis=0)
-    return fewest
+def _counts(
+    rows: NDArray[np.intp], columns: NDArray[np.intp], shape: tuple[int, int]
+) -> sparse.csr_matrix:
+    """Count how often each place, row and column, is named."""
+    return sparse.csr_matrix((np.ones(len(rows)), (rows, columns)), shape=shape)
 
 
 def _by_text(trials: Sequence[Mapping[str, Answers]]) -> dict[tuple[str, str], _Seen]:
     """Give for each text and label in which trials it is, and what the models answered there."""
     texts: dict[tuple[str, str], list[tuple[int, tuple[str | None, ...]]]] = defaultdict(list)
     for number, trial in enumerate(trials):
-        for answers in zip(*trial.values(), strict=True):
-            text, label, _ = answers[0]
-            texts[text, label].append((number, tuple(said for _, _, said in answers)))
+        said = zip(*([answer for _, _, answer in own] for own in trial.values()), strict=True)
+        for (text, label, _), answers in zip(next(iter(trial.values())), said, strict=True):
+            texts[text, label].append((number, answers))
     return {key: tuple(seen) for key, seen in texts.items()}
 
 
@@ -236,14 +270,15 @@ def _compare(
     scores: Mapping[str, Sequence[float]],
     labels: Sequence[str],
 ) -> dict[str, Any]:
-    draws = bootstrap(pair, labels)
+    texts = _by_text(pair)
+    draws = _draw(texts, [first, second], len(pair), labels, RESAMPLES)
     differences = draws[first] - draws[second]
     difference = float(np.mean(scores[first]) - np.mean(scores[second]))
-    texts = [
+    ahead = [
         sum((one == label) - (other == label) for _, (one, other) in seen)
-        for (_, label), seen in _by_text(pair).items()
+        for (_, label), seen in texts.items()
     ]
-    only_first, only_second = (sum(n > 0 for n in texts), sum(n < 0 for n in texts))
+    only_first, only_second = (sum(n > 0 for n in ahead), sum(n < 0 for n in ahead))
     return {
         "first": first,
         "second": second,

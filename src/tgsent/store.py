@@ -225,11 +225,10 @@ class RunFolder:
             return None
         return metrics
 
-    def predictions(self, model: str, trial: int) -> list[Prediction]:
-        """Read the answers of a finished trial."""
-        folder = self.path / model / f"trial-{trial}"
-        metrics = json.loads((folder / "metrics.json").read_bytes())
-        content = (folder / "predictions.csv").read_bytes().decode("utf-8", "surrogatepass")
+    def predictions(self, metrics: dict[str, Any]) -> list[Prediction]:
+        """Read the answers of the finished trial that has these metrics."""
+        file = self.path / metrics["model"] / f"trial-{metrics['trial']}" / "predictions.csv"
+        content = file.read_bytes().decode("utf-8", "surrogatepass")
         return read_predictions(content, escaped=metrics.get("formulas_escaped", True))
 
     def log(self, model: str, trial: int) -> list[dict[str, Any]]:
@@ -361,9 +360,13 @@ def _csv_row(cells: Sequence[str], *, escape: bool) -> str:
     return _csv_line(list(map(escape_formula, cells)) if escape else cells)
 
 
+_APOSTROPHE_FIRST = re.compile("[,\"\n]'")
+
+
 def read_predictions(content: str, *, escaped: bool) -> list[Prediction]:
     """Read what `predictions_csv` wrote."""
     csv.field_size_limit(2**31 - 1)  # a text may be as long as it likes
+    escaped = escaped and _APOSTROPHE_FIRST.search(content) is not None
     exact: Callable[[str], str] = unescape_formula if escaped else str
     _, *rows = csv.reader(io.StringIO(content, newline=""))
     return [

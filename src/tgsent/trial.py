@@ -202,7 +202,7 @@ def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> dict[str, Any]:
         "trainable_parameters": outcome.trainable_parameters,
         "device": outcome.device,
         "precision": outcome.precision,
-        "processes": processes.count() if spec.training.backend == "native" else 1,
+        "processes": processes.count() if spec.is_in_our_loop else 1,
         "backend": spec.training.backend,
         "backend_versions": outcome.versions,
         "split_sha256": split.sha256,
