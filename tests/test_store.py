@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tgsent.config import RunConfig, TrialSpec, load
 from tgsent.errors import RunFolderError
 from tgsent.files import write_atomic
-from tgsent.records import Prediction, Split, TrialResult
+from tgsent.records import Prediction, SplitSummary, TrialResult
 from tgsent.store import (
     RunFolder,
     escape_formula,
@@ -36,8 +36,8 @@ def spec_of(*overrides: str) -> TrialSpec:
     return load("smoke", models=["gpt2"], overrides=overrides).trial_specs(("x", "y"))[0]
 
 
-def split_of(sha256: str = "abc", extra: str = "") -> Split:
-    return Split(1, 1, (), (), sha256, overlap=0, extra_sha256=extra)
+def split_of(sha256: str = "abc", extra: str = "") -> SplitSummary:
+    return SplitSummary(1, 1, sha256, n_train=0, n_test=0, overlap=0, extra_sha256=extra)
 
 
 def result_of(spec: TrialSpec, split: str = "abc") -> TrialResult:
@@ -179,6 +179,7 @@ def test_a_trial_whose_model_is_wanted_is_finished_with_its_model(tmp_path: Path
     with folder.model_folder(spec) as model:
         assert model is not None
         (model / "weights").write_text("w")
+        folder.write_trial(spec, result_of(spec), model)
     assert folder.finished(spec, split_of()) is not None
     assert (tmp_path / "gpt2/trial-1/model/weights").read_text() == "w"
 
@@ -192,11 +193,12 @@ def test_a_model_that_fails_half_way_leaves_the_old_one(tmp_path: Path) -> None:
             (model / "weights").write_text(content)
             if fail:
                 raise OSError("disk full")
+            folder.write_trial(spec, result_of(spec), model)
 
     save("old", fail=False)
     with pytest.raises(OSError, match="disk full"):
         save("new", fail=True)
-    assert files(tmp_path) == ["gpt2/trial-1/model/weights"]
+    assert not list(tmp_path.rglob(".*"))
     assert (tmp_path / "gpt2/trial-1/model/weights").read_text() == "old"
 
 
@@ -209,7 +211,8 @@ def test_a_model_that_a_killed_run_left_half_written_is_cleared_away(tmp_path: P
     with folder.model_folder(spec) as model:
         assert model is not None
         (model / "weights").write_text("w")
-    assert files(tmp_path) == ["gpt2/trial-1/model/weights"]
+        folder.write_trial(spec, result_of(spec), model)
+    assert files(tmp_path / "gpt2/trial-1/model") == ["weights"]
 
 
 def test_no_model_folder_where_none_is_wanted(tmp_path: Path) -> None:

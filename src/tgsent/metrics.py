@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
-from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
 from tgsent.records import Prediction
 
@@ -23,6 +22,9 @@ def score(predictions: Sequence[Prediction], labels: Sequence[str]) -> dict[str,
     is no class for it. macro-F1 is the mean of the labels' F1; a label without any true or
     predicted text has an F1 of 0.
     """
+    # here, as reports need no scikit-learn, and it takes half a second to import
+    from sklearn.metrics import precision_recall_fscore_support
+
     truth = [p.label for p in predictions]
     answers = [p.predicted or "" for p in predictions]
     columns = precision_recall_fscore_support(truth, answers, labels=list(labels), zero_division=0)
@@ -67,8 +69,11 @@ def calibration(predictions: Sequence[Prediction], labels: Sequence[str]) -> dic
     n = len(predictions)
     error = sum(one["n"] / n * abs(one["confidence"] - one["accuracy"]) for one in bins)
     truth = [p.label == labels[-1] for p in predictions]
-    both = len(labels) == 2 and len(set(truth)) == 2
-    auc = float(roc_auc_score(truth, table[:, 1])) if both else None
+    auc = None
+    if len(labels) == 2 and len(set(truth)) == 2:
+        from sklearn.metrics import roc_auc_score
+
+        auc = float(roc_auc_score(truth, table[:, 1]))
     return {"ece": float(error), "auc": auc, "bins": bins}
 
 
