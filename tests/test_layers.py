@@ -19,7 +19,7 @@ LAYERS = (
     (1, ("processes",)),
     (1, ("yaml_source", "progress", "cache", "files", "interrupts", "texts")),
     (1, ("config",)),
-    (1, ("prompts", "store", "environment", "signature")),
+    (1, ("prompts", "store", "environment", "signature", "variants")),
     (1, ("runs",)),
     (2, ("sentiment140", "streaming")),
     (2, ("data", "hub", "metrics", "report", "significance", "charts")),
@@ -42,14 +42,15 @@ LAYERS = (
     (4, ("attempt",)),
     (5, ("cost", "manifest", "ray_engine")),
     (5, ("plan", "execute", "predict")),
+    (5, ("sweep",)),
     (6, ("cli",)),
     (6, ("__main__",)),
 )
 LINE_OF = {module: line for line, (_, modules) in enumerate(LAYERS) for module in modules}
 LIGHT_LAYERS = (0, 1, 6)
 HEAVY = {
-    "accelerate", "matplotlib", "pandas", "peft", "pooch", "pyarrow", "ray", "requests", "scipy",
-    "sklearn", "tokenizers", "torch", "transformers",
+    "accelerate", "matplotlib", "optuna", "pandas", "peft", "pooch", "pyarrow", "ray", "requests",
+    "scipy", "sklearn", "tokenizers", "torch", "transformers",
 }  # fmt: skip
 
 

@@ -190,20 +190,24 @@ def run(
         overrides=overrides or (),
     )
     _quiet_libraries()
-    if processes.count() > 1:
-        _meet(settings)
-        quiet = quiet or not processes.is_main()
-
     from rich.console import Console
 
+    from tgsent.progress import Quiet, make_progress
+
+    if processes.count() > 1:
+        _meet(settings, dry_run=dry_run)
+    if not processes.is_main():
+        from tgsent.execute import follow
+
+        follow(settings, Quiet())
+        return
+
     from tgsent.data import load_dataset, make_splits
-    from tgsent.progress import make_progress
 
     errors = Console(stderr=True)
     progress = make_progress(errors, quiet=quiet)
     try:
-        with processes.main_first():  # what it fetches is there for the others
-            dataset = load_dataset(settings.data, progress)
+        dataset = load_dataset(settings.data, progress)
     except UnavailableError as error:
         for missing in _missing_models(settings):
             _complain(missing)
@@ -216,12 +220,10 @@ def run(
         _print_plan(settings, dataset, splits, as_json=as_json)
         return
 
-    from tgsent import execute
+    from tgsent import execute, sweep
 
-    if not processes.is_main():
-        execute.follow(splits, settings, progress)
-        return
-    results = execute.run(
+    carry_out = sweep.run if settings.sweep else execute.run
+    results = carry_out(
         settings,
         dataset,
         splits,
@@ -230,6 +232,7 @@ def run(
         progress=progress,
         only=only or (),
     )
+    processes.share(None)  # there is nothing more for the others to follow
     _print_results(results, as_json=as_json, quiet=quiet, only=only or ())
 
 
@@ -401,8 +404,10 @@ def setup_simplet5(
     set_up(_complain, fresh=fresh)
 
 
-def _meet(settings: RunConfig) -> None:
+def _meet(settings: RunConfig, *, dry_run: bool) -> None:
     """Wait for the other processes of this run; raises ConfigError for what they cannot do."""
+    if dry_run:
+        raise ConfigError("--dry-run is for one process: start it without the launcher")
     if settings.engine.kind == "ray":
         raise ConfigError("--engine ray starts processes itself: start one tgsent only")
     from tgsent.finetune.loop import resolve_device
@@ -485,8 +490,6 @@ def _print_plan(settings: RunConfig, dataset: Dataset, splits: Splits, *, as_jso
     from tgsent.store import to_json
 
     plan, missing = make_plan(settings, dataset, splits)
-    if not processes.is_main():
-        return
     sys.stdout.write(to_json(plan) if as_json else printable(to_text(plan, settings.to_yaml())))
     for error in missing:
         _complain(str(error))

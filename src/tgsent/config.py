@@ -152,6 +152,10 @@ class PromptConfig(Section):
     target: str = " {label}"
     """The completion, which follows the prompt without anything between. A space between the two
     belongs here: language models have one token for a space and the word after it."""
+    words: dict[str, str] | None = None
+    """`{label: word}`: what stands for each label in `target`, for this model or variant alone; the
+    label itself is what the word is read back as, and what is scored. `null`: the labels
+    themselves, which `data.labels` names for all."""
     start_token: Annotated[str, Field(min_length=1)] | None = None
     """Special token before the prompt, added to the vocabulary where it is new. `null`: the
     tokenizer's own beginning-of-text token where it has one (GPT-2 and GPT-Neo), else none (T5)."""
@@ -173,6 +177,17 @@ class PromptConfig(Section):
         if template.count("{label}") != 1:
             raise PydanticCustomError("template", "must contain {label} exactly once")
         return template
+
+    @field_validator("words")
+    @classmethod
+    def _words_can_be_told_apart(cls, words: dict[str, str] | None) -> dict[str, str] | None:
+        if words is not None and (problem := label_words_problem(tuple(words.values()))):
+            raise PydanticCustomError("labels", "{problem}", {"problem": problem})
+        return words
+
+    def word(self, label: str) -> str:
+        """Give what stands for a label."""
+        return label if self.words is None else self.words[label]
 
     shots: Annotated[int, Field(ge=0)] = 0
     """Worked examples before every prompt (few-shot): training texts with their labels, of every
@@ -401,12 +416,26 @@ class ModelConfig(Section):
     """Keys of `prompt` that differ for this model."""
     training: dict[str, Any] = {}
     """Keys of `training` that differ for this model."""
+    evaluation: dict[str, Any] = {}
+    """Keys of `evaluation` that differ for this model."""
 
     def name(self, backend: str) -> str:
         """Give its name in tables and folders, for the backend that it is trained with."""
         last_part = self.model.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
         way = "" if backend == "native" or self.model in BASELINES else f" ({backend})"
         return self.as_ or re.sub(r"[^\w.@-]", "-", last_part) + way
+
+    def varied(self, settings: Mapping[str, Any], name: str) -> ModelConfig:
+        """Give a variant of this model, under another name; `settings` are by dotted key."""
+        values = self.model_dump()
+        for key, value in settings.items():
+            *sections, last = key.split(".")
+            holder = values
+            for section in sections:
+                holder[section] = dict(holder.get(section) or {})
+                holder = holder[section]
+            holder[last] = value
+        return ModelConfig.model_validate({**values, "as_": name})
 
     @field_validator("as_")
     @classmethod
@@ -416,6 +445,80 @@ class ModelConfig(Section):
                 "as", 'must be a folder name, without any of / \\ : * ? " < > |'
             )
         return name
+
+
+class SweepRange(Section):
+    """Numbers from which `random` and `tpe` draw; whole ones where both ends are."""
+
+    low: float | int
+    """Smallest."""
+    high: float | int
+    """Largest."""
+    log: bool = False
+    """Draw the logarithm evenly, as suits a learning rate."""
+
+    @model_validator(mode="after")
+    def _ends_are_in_order(self) -> Self:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise PydanticCustomError(
+                "range", "must have low below high, and both above 0 with `log: true`"
+            )
+        return self
+
+    @property
+    def is_whole(self) -> bool:
+        """Tell whether it is of whole numbers."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+
+SweptValues = Annotated[list[Any], Field(min_length=1)] | SweepRange
+
+
+class SweepConfig(Section):
+    """Variants of each model, compared on texts that no trial tests; only the best is tested."""
+
+    keys: Annotated[dict[str, SweptValues], Field(min_length=1)]
+    """What varies: dotted keys of `prompt`, `training` and `evaluation`, or `model`, each with a
+    list of values or a range `{low: 1.0e-5, high: 1.0e-3, log: true}`."""
+    method: Literal["grid", "random", "tpe"] = "grid"
+    """`grid`: every combination; `random`: combinations drawn at random; `tpe`: each drawn by what
+    the ones before it scored (Optuna's tree-structured Parzen estimator; needs
+    `pip install 'tgsent[tpe]'`)."""
+    variants: PositiveInt | None = None
+    """How many combinations `random` and `tpe` try, for each model; a grid tries all."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the texts that every trial trains on which is held out to compare the variants."""
+    halving: Annotated[int, Field(ge=2)] | None = None
+    """Successive halving: all variants are trained on part of the texts, the best one in so many of
+    them goes on to so many times as many texts, until few enough are left to train on all. `null`:
+    every variant is trained on all."""
+    seed: Seed = 1
+    """Of the validation split, and of what is drawn."""
+
+    @model_validator(mode="after")
+    def _method_has_what_it_needs(self) -> Self:
+        if (self.variants is None) != (self.method == "grid"):
+            raise PydanticCustomError(
+                "sweep", "`variants` goes with the methods random and tpe, which need it"
+            )
+        if self.method == "tpe" and self.halving:
+            raise PydanticCustomError(
+                "sweep", "`halving` goes with grid and random: tpe tries one after the other"
+            )
+        for key, values in self.keys.items():
+            if self.method == "grid" and isinstance(values, SweepRange) and not values.is_whole:
+                raise PydanticCustomError(
+                    "sweep", "`{key}`: a grid takes a list, or a range of whole numbers",
+                    {"key": key},
+                )  # fmt: skip
+            if key != "model" and key.split(".")[0] not in _SWEPT:
+                raise PydanticCustomError(
+                    "sweep",
+                    "`{key}` cannot vary: variants are compared on the same texts; keys of prompt,"
+                    " training and evaluation can, and `model` (label words are `prompt.words`)",
+                    {"key": key},
+                )
+        return self
 
 
 class RunConfig(Section):
@@ -442,6 +545,7 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     engine: EngineConfig = EngineConfig()
     output: OutputConfig = OutputConfig()
+    sweep: SweepConfig | None = None
 
     @field_validator("models", mode="before")
     @classmethod
@@ -475,22 +579,33 @@ class RunConfig(Section):
         return Path(self.output.dir) / self.name
 
     def trial_specs(self, labels: Sequence[str]) -> list[TrialSpec]:
-        """All trials, model by model, for data with these label words."""
+        """All trials, model by model, for data with these label words.
+
+        Raises ConfigError where `prompt.words` are not those of the labels.
+        """
+        labels = tuple(labels)
         recipes = [
             (name, model.model, _override(self.prompt, model.prompt),
-             _override(self.training, model.training))
+             _override(self.training, model.training),
+             _override(self.evaluation, model.evaluation))
             for name, model in zip(self.names, self.models, strict=True)
         ]  # fmt: skip
+        for name, _, prompt, _, _ in recipes:
+            if labels and prompt.words is not None and prompt.words.keys() != set(labels):
+                raise ConfigError(
+                    f"prompt.words of {name}: must name the labels {', '.join(labels)}, and does"
+                    f" name {', '.join(prompt.words)}"
+                )
         return [
             TrialSpec(
                 model=model,
                 name=name,
                 trial=trial,
                 seed=self.seed + trial - 1,
-                labels=tuple(labels),
+                labels=labels,
                 prompt=prompt,
                 training=training,
-                evaluation=self.evaluation,
+                evaluation=evaluation,
                 save_model=model not in BASELINES
                 and (
                     self.output.save_model == "all"
@@ -499,7 +614,7 @@ class RunConfig(Section):
                 checkpoint_minutes=self.output.checkpoint_minutes,
                 escape_formulas=self.output.escape_formulas,
             )
-            for name, model, prompt, training in recipes
+            for name, model, prompt, training, evaluation in recipes
             for trial in range(1, self.trials + 1)
         ]
 
@@ -507,7 +622,7 @@ class RunConfig(Section):
         """Give the config as plain values that `load` takes back unchanged."""
         values = self.model_dump(mode="json", by_alias=True)
         for model in values["models"]:
-            for key in ("as", "prompt", "training"):
+            for key in ("as", "prompt", "training", "evaluation"):
                 if not model[key]:
                     del model[key]
         values["models"] = [m["model"] if len(m) == 1 else m for m in values["models"]]
@@ -565,6 +680,12 @@ class TrialSpec(Section):
     def title(self) -> str:
         """Name for people."""
         return f"{self.name} trial {self.trial}"
+
+
+_SWEPT: dict[str, type[Section]] = {
+    "prompt": PromptConfig, "training": TrainingConfig, "evaluation": EvaluationConfig,
+}  # fmt: skip
+"""Sections that models and variants may override."""
 
 
 def label_words_problem(words: Sequence[str]) -> str | None:
@@ -723,6 +844,8 @@ def _validate(values: Any, source: Source, command: Mapping[yaml_source.Path, st
         mistakes += _mistakes(error, RunConfig)
     mistakes += _model_mistakes(values, config)
     mistakes += _simplet5_mistakes(values)
+    if config and not mistakes:
+        mistakes += _sweep_mistakes(config)
     if mistakes or config is None:
         messages: dict[tuple[yaml_source.Path, str], list[str]] = {}
         for path, message, value in dict.fromkeys(mistakes):
@@ -754,7 +877,7 @@ def _model_mistakes(values: Any, config: RunConfig | None) -> Iterable[_Mistake]
     """Check what models override, even where other parts of the config are wrong."""
     models = values.get("models")
     for index, item in enumerate(models if isinstance(models, list) else []):
-        for key, section in (("prompt", PromptConfig), ("training", TrainingConfig)):
+        for key, section in _SWEPT.items():
             changes = item.get(key) if isinstance(item, dict) else None
             if not isinstance(changes, dict):
                 continue
@@ -768,6 +891,45 @@ def _model_mistakes(values: Any, config: RunConfig | None) -> Iterable[_Mistake]
                 for mistake in _mistakes(error, section):
                     if config or mistake.path[0] in changes:
                         yield mistake._replace(path=("models", index, key, *mistake.path))
+
+
+def _sweep_mistakes(config: RunConfig) -> Iterable[_Mistake]:
+    """Check every value that varies, for every model."""
+    if config.sweep is None:
+        return
+    for model in config.models:
+        for key, values in config.sweep.keys.items():
+            listed = [values.low, values.high] if isinstance(values, SweepRange) else values
+            for value in listed:
+                for problem in _variant_problems(config, model, {key: value}):
+                    yield _Mistake(("sweep", "keys", key), problem, f", not {_short(value)}")
+
+
+def check_variant(config: RunConfig, model: ModelConfig, settings: Mapping[str, Any]) -> None:
+    """Raise ConfigError for settings that do not go together."""
+    for problem in _variant_problems(config, model, settings):
+        shown = ", ".join(f"{key}={_short(value)}" for key, value in settings.items())
+        raise ConfigError(f"sweep: the variant {shown}: {problem}")
+
+
+def _variant_problems(
+    config: RunConfig, model: ModelConfig, settings: Mapping[str, Any]
+) -> Iterable[str]:
+    mistakes: list[tuple[str, _Mistake]] = []
+    try:
+        varied = model.varied(settings, "variant")
+    except ValidationError as error:
+        mistakes += [("", mistake) for mistake in _mistakes(error, ModelConfig)]
+    else:
+        for key, section in _SWEPT.items():
+            values = _merge(getattr(config, key).model_dump(), getattr(varied, key))
+            try:
+                section.model_validate(values)
+            except ValidationError as error:
+                mistakes += [(f"{key}.", mistake) for mistake in _mistakes(error, section)]
+    for prefix, mistake in mistakes:
+        path = prefix + ".".join(map(str, mistake.path))
+        yield mistake.message if path in settings else f"{path}: {mistake.message}"
 
 
 def _simplet5_mistakes(values: Any) -> Iterable[_Mistake]:
@@ -842,7 +1004,7 @@ def _describe(error: ErrorDetails, section: type[Section]) -> _Mistake:
     message = _MESSAGES.get(kind, error["msg"].replace("Input should be", "must be"))
     if kind in {"test_fraction", "loss_on_padding"}:  # found by comparing two keys
         return _Mistake((*path, kind), message, "")
-    if kind in {"labels", "models", "missing", "simplet5"}:
+    if kind in {"labels", "models", "missing", "simplet5", "sweep", "range"}:
         return _Mistake(path or (kind,), message, "")
     return _Mistake(path, message, f", not {_short(error['input'])}")
 

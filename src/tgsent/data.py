@@ -21,7 +21,7 @@ import pandas as pd
 from sklearn.model_selection import train_test_split
 
 from tgsent import signature
-from tgsent.config import DataConfig, RunConfig, label_words_problem, shipped
+from tgsent.config import DataConfig, RunConfig, SweepConfig, label_words_problem, shipped
 from tgsent.errors import DataError
 from tgsent.records import Example, Progress, Split, SplitSummary
 from tgsent.sentiment140 import find_sentiment140
@@ -209,6 +209,75 @@ def make_splits(dataset: Dataset, config: RunConfig) -> TrialSplits:
     DataError where a label has no text in one of the parts.
     """
     return TrialSplits(dataset, config)
+
+
+class ValidationSplits:
+    """Splits of the texts that no trial tests, to choose settings by; they share one test part.
+
+    Number k trains on the k-th of the given shares of what is left for training; as many of each
+    label as there are in all. Raises DataError where too few texts are left.
+    """
+
+    def __init__(
+        self,
+        splits: TrialSplits,
+        labels: Sequence[str],
+        sweep: SweepConfig,
+        shares: Sequence[float],
+    ) -> None:
+        first = splits[0]
+        tested = {e.text for k in range(len(splits.summaries)) for e in splits[k].tested}
+        left = [example for example in first.train if example.text not in tested]
+        train, validation = _halves(left, sweep.validation_fraction, sweep.seed)
+        self._splits = []
+        for number, share in enumerate(shares, start=1):
+            part = train if share == 1 else _halves(train, 1 - share, sweep.seed)[0]
+            for name, examples in (("training", part), ("validation", validation)):
+                if missing := set(labels) - {example.label for example in examples}:
+                    raise DataError(
+                        f"sweep: of {len(left)} texts that no trial tests, the {name} part"
+                        f" ({len(examples)}) has none labelled {', '.join(sorted(missing))};"
+                        " fewer trials, sweep.validation_fraction or sweep.halving may help"
+                    )
+            self._splits.append(
+                Split(
+                    trial=number,
+                    seed=sweep.seed,
+                    train=tuple(part),
+                    test=tuple(validation),
+                    sha256=_hash(part, validation),
+                    overlap=0,
+                    duplicates=first.duplicates,
+                    dropped=first.dropped,
+                    origin=first.origin,
+                )
+            )
+
+    @property
+    def summaries(self) -> tuple[SplitSummary, ...]:
+        """Describe all of them."""
+        return tuple(split.summary for split in self._splits)
+
+    def __getitem__(self, index: int) -> Split:
+        """Give the split of round `index + 1`."""
+        return self._splits[index]
+
+
+def _halves(
+    examples: Sequence[Example], fraction: float, seed: int
+) -> tuple[list[Example], list[Example]]:
+    """Cut a fraction off, stratified by label."""
+    labels = [example.label for example in examples]
+    try:
+        rest, cut = train_test_split(
+            list(examples), test_size=fraction, stratify=labels, random_state=seed
+        )
+    except ValueError as error:
+        raise DataError(
+            f"sweep: {len(examples)} texts that no trial tests cannot be split: {error};"
+            " have more texts, or fewer trials"
+        ) from None
+    return rest, cut
 
 
 def _split(dataset: Dataset, test_fraction: float, trial: int, seed: int) -> Split:

@@ -44,13 +44,15 @@ def run(
     command: Sequence[str],
     progress: Progress,
     only: Sequence[str] = (),
+    sweep: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """Run every trial that is not finished yet; returns the content of `results.json`.
 
     With `only`, trials named `MODEL:TRIAL`, these alone are run, and other processes may run others
     in the same folder at the same time. A trial that fails is recorded and does not stop the
-    others. Raises UnavailableError where something needed cannot be had, RunFolderError where the
-    folder cannot take the run, ConfigError where there is no such trial.
+    others. `sweep` says how the settings were chosen, for the manifest. Raises UnavailableError
+    where something needed cannot be had, RunFolderError where the folder cannot take the run,
+    ConfigError where there is no such trial.
     """
     specs = config.trial_specs(dataset.labels)
     chosen = _chosen(specs, only)
@@ -66,6 +68,7 @@ def run(
         pending = [spec for spec in chosen if (spec.name, spec.trial) not in finished]
         commits = _commits(finished, fetched, progress)
         about = manifest.make(config, dataset, splits, commits, command)
+        about |= {"sweep": list(sweep)} if sweep else {}
         _begin(folder, config, specs, finished, about)
         if done := len(chosen) - len(pending):
             progress.line(f"already finished: {done} of {len(chosen)} trials")
@@ -90,14 +93,7 @@ def run(
             failed = {**_failed_elsewhere(folder, finished), **failed}
         if len(finished) + len(failed) == len(specs):
             about["finished"] = manifest.now()
-        folder.write_json("manifest.json", about)
-        predictions = {key: folder.predictions(metrics) for key, metrics in finished.items()}
-        result = _collect(config, finished, failed, about, predictions)
-        _write_results(folder, config, result)
-        found = runs.read(folder.path)
-        folder.write("report.html", pages.html(result, found))
-        folder.write("report.md", pages.markdown_page(result, found))
-    return result
+        return _finish(folder, config, finished, failed, about)
 
 
 def _begin(
@@ -113,6 +109,24 @@ def _begin(
             folder.tidy(spec, finished=True)
     folder.write("config.yaml", config.to_yaml())
     folder.write_json("manifest.json", about)
+
+
+def _finish(
+    folder: RunFolder,
+    config: RunConfig,
+    finished: dict[tuple[str, int], dict[str, Any]],
+    failed: dict[tuple[str, int], str],
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """Write manifest, results and reports; give the content of `results.json`."""
+    folder.write_json("manifest.json", about)
+    predictions = {key: folder.predictions(metrics) for key, metrics in finished.items()}
+    result = _collect(config, finished, failed, about, predictions)
+    _write_results(folder, config, result)
+    found = runs.read(folder.path)
+    folder.write("report.html", pages.html(result, found))
+    folder.write("report.md", pages.markdown_page(result, found))
+    return result
 
 
 def _attempts(
@@ -145,18 +159,18 @@ def _attempts(
                 or _attempt(spec, split, engine.cpus_per_trial, folder, about["data"], progress),
             )
         memory.release()  # what the trial's frames held, before the next one starts
-    processes.share(None)  # there is nothing more to follow
 
 
-def follow(splits: Splits, config: RunConfig, progress: Progress) -> None:
+def follow(config: RunConfig, progress: Progress) -> None:
     """Do this process's share of every trial that the main process runs, until it has no more."""
     from tgsent.attempt import attempt
 
-    nothing: TrialSpec | None = None
-    while (spec := processes.share(nothing)) is not None:
+    nothing: tuple[TrialSpec, Split] | None = None
+    while (work := processes.share(nothing)) is not None:
+        spec, split = work
         attempt(
             spec,
-            splits[spec.trial - 1],
+            split,
             progress,
             data={},
             cpus=config.engine.cpus_per_trial,
@@ -202,7 +216,7 @@ def _attempt(
 
     folder.tidy(spec, finished=False)
     if spec.is_in_our_loop:
-        processes.share(spec)  # with the others, who follow
+        processes.share((spec, split))  # with the others, who follow
     with folder.model_folder(spec) as save_to:
         outcome = attempt(
             spec,

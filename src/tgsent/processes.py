@@ -122,16 +122,6 @@ def _in_parts(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 @contextlib.contextmanager
-def main_first() -> Iterator[None]:
-    """Let the main process do what is in the context before the others, who find it done."""
-    if not is_main():
-        share(None)
-    yield
-    if is_main():
-        share(None)
-
-
-@contextlib.contextmanager
 def _lost() -> Iterator[None]:
     """Turn what torch raises where another process is gone into an error that says so."""
     try:

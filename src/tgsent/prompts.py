@@ -28,7 +28,7 @@ def render_prompt(prompt: PromptConfig, text: str) -> str:
 
 def render_target(prompt: PromptConfig, label: str) -> str:
     """Write the completion of a label."""
-    return prompt.target.replace("{label}", label)
+    return prompt.target.replace("{label}", prompt.word(label))
 
 
 def parse(prompt: PromptConfig, labels: Iterable[str], generated: str) -> str | None:
