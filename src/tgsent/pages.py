@@ -96,6 +96,7 @@ def _content(results: dict[str, Any], run: StoredRun) -> dict[str, Any]:
         ],
         "scores": _scores(results),
         "comparisons": [one["sentence"] for one in results["comparisons"]],
+        "sweeps": [_sweep(one) for one in manifest.get("sweep", ())],
         "notes": report.notes(results),
         "failures": [(m["model"], f["trial"], f["reason"]) for m in models for f in m["failed"]],
         "per_label": _per_label(scored),
@@ -120,6 +121,52 @@ def _content(results: dict[str, Any], run: StoredRun) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------------------------- tables
+
+
+def _sweep(sweep: dict[str, Any]) -> tuple[str, str, Section, Section]:
+    """Tell of a model's variants: its name, what was chosen, all of them, and what each value did.
+
+    Of successive halving, only the first round has seen all variants.
+    """
+    keys = list(sweep["variants"][0]["settings"])
+    rounds = sweep["n_train"]
+    if len(rounds) == 1:
+        columns = [f"macro-F1 on {sweep['n_validation']:,} validation texts"]
+    else:
+        columns = [f"trained on {n:,}" for n in rounds]
+    ranked = sorted(
+        sweep["variants"],
+        key=lambda one: (len(one["macro_f1"]), one["macro_f1"][-1] or -1),
+        reverse=True,
+    )
+    variants = [
+        [
+            one["name"],
+            *(report.value_text(one["settings"][key]) for key in keys),
+            *(number(score) for score in one["macro_f1"]),
+            *("stopped" for _ in rounds[len(one["macro_f1"]) :]),
+        ]
+        for one in ranked
+    ]
+    effects = []
+    for key in keys:
+        by_value: dict[str, list[float]] = {}
+        for one in sweep["variants"]:
+            if (score := one["macro_f1"][0]) is not None:
+                by_value.setdefault(report.value_text(one["settings"][key]), []).append(score)
+        if 1 < len(by_value) < len(ranked):
+            effects += [
+                [key, value, str(len(own)), number(sum(own) / len(own)), *report.ends(own)]
+                for value, own in by_value.items()
+            ]
+    mean = "mean macro-F1" if len(rounds) == 1 else "mean macro-F1, first round"
+    header = ["key", "value", "variants", mean, "lowest", "highest"]
+    return (
+        sweep["model"],
+        report.sweep_sentence(sweep),
+        Section(["variant", *keys, *columns], variants),
+        Section(header, effects),
+    )
 
 
 def _scores(results: dict[str, Any]) -> Section:

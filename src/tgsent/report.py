@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,7 +66,24 @@ def notes(results: dict[str, Any]) -> list[str]:
 def sentences(results: dict[str, Any]) -> list[str]:
     """Say which model is best, and of every pair whether that is more than luck."""
     said = [" ".join(results["verdict"]), *(one["sentence"] for one in results["comparisons"])]
+    said += map(sweep_sentence, results["manifest"].get("sweep", ()))
     return [*said, results["signature"]]
+
+
+def sweep_sentence(sweep: dict[str, Any]) -> str:
+    """Say how the settings of a model were chosen, and what that is worth."""
+    settings = ", ".join(f"{key}={value_text(value)}" for key, value in sweep["settings"].items())
+    return (
+        f"{sweep['model']} is the best of {sweep['tried']} variants on {sweep['n_validation']:,}"
+        f" validation texts, which no trial tests: {settings}; it scored {sweep['macro_f1']:.3f}"
+        f" there, of which about {sweep['optimism']:.3f} is for being the best of"
+        f" {sweep['finalists']} there"
+    )
+
+
+def value_text(value: Any) -> str:
+    """Write a value of the config as it would stand in YAML."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def results_table(results: dict[str, Any]) -> Table:
@@ -126,8 +144,12 @@ def results_table(results: dict[str, Any]) -> Table:
 
 def _range(scores: Sequence[float]) -> list[str]:
     """Stand for the trials where they are too many for a column each."""
-    ends = (min(scores), max(scores)) if scores else (None, None)
-    return [f"{len(scores):,}", *map(number, ends)]
+    return [f"{len(scores):,}", *ends(scores)]
+
+
+def ends(scores: Sequence[float]) -> list[str]:
+    """Write the lowest and the highest score."""
+    return [number(min(scores, default=None)), number(max(scores, default=None))]
 
 
 def all_cells(model: dict[str, Any], between: str = "-") -> list[str]:
@@ -136,9 +158,9 @@ def all_cells(model: dict[str, Any], between: str = "-") -> list[str]:
     return [number(summary.get("mean")), interval(summary.get("bootstrap95"), between)]
 
 
-def interval(ends: Sequence[float] | None, between: str = "-") -> str:
+def interval(given: Sequence[float] | None, between: str = "-") -> str:
     """Write an interval for a table."""
-    return f"{ends[0]:.3f}{between}{ends[1]:.3f}" if ends else "-"
+    return f"{given[0]:.3f}{between}{given[1]:.3f}" if given else "-"
 
 
 def number(value: float | None, digits: int = 4) -> str:

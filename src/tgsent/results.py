@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
+from itertools import combinations
+from statistics import fmean
 from typing import Any
 
 from tgsent import signature
@@ -13,6 +15,9 @@ from tgsent.runs import StoredRun
 from tgsent.significance import Answers, Comparison, bootstrap, compare, interval
 
 SCHEMA_VERSION = 1
+
+_MOST_COMPARED = 10
+"""Of more models, only the best is compared with the others: nobody reads all pairs."""
 
 _MOST_INTERVALS = 100
 """Of a model with more trials, each one's own interval is not computed: nobody sees it."""
@@ -67,7 +72,7 @@ def collect(
         }
         for model, own in trials.items()
     ]
-    comparisons = compare(answers, scores, labels)
+    comparisons = compare(answers, scores, labels, _pairs_to_compare(scores))
     article: dict[str, Any] = {"article": manifest["article"]} if manifest.get("article") else {}
     return {
         "schema_version": SCHEMA_VERSION,
@@ -83,6 +88,14 @@ def collect(
         ],
         "manifest": manifest,
     }
+
+
+def _pairs_to_compare(scores: Mapping[str, Mapping[int, float]]) -> list[tuple[str, str]] | None:
+    """Give None, for every two models; where they are many, the best and each of the others."""
+    if len(scores) <= _MOST_COMPARED:
+        return None
+    best = max(scores, key=lambda model: fmean(scores[model].values() or [-1.0]))
+    return [pair for pair in combinations(scores, 2) if best in pair]
 
 
 def of_runs(run: StoredRun) -> dict[str, Any]:

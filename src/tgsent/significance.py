@@ -245,13 +245,14 @@ def compare(
     trials: Mapping[int, Mapping[str, Answers]],
     macro_f1: Mapping[str, Mapping[int, float]],
     labels: Sequence[str],
+    pairs: Sequence[tuple[str, str]] | None = None,
 ) -> list[Comparison]:
-    """Compare every two models on the trials that both have.
+    """Compare these pairs of models, or every two, on the trials that both have.
 
     `trials` holds each trial's answers by model, `macro_f1` each model's scores by trial.
     """
     found = []
-    for first, second in combinations(macro_f1, 2):
+    for first, second in combinations(macro_f1, 2) if pairs is None else pairs:
         shared = [k for k in trials if first in trials[k] and second in trials[k]]
         if shared:
             pair = [{name: trials[k][name] for name in (first, second)} for k in shared]

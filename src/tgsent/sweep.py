@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tgsent import execute, variants
+from tgsent.aliases import BASELINES
 from tgsent.config import ModelConfig, RunConfig, SweepConfig, check_variant
 from tgsent.data import Dataset, TrialSplits, ValidationSplits
 from tgsent.errors import ConfigError, TgsentError, UnavailableError
@@ -47,12 +48,15 @@ def run(
         with folder.locked():
             if aside := folder.move_aside():
                 progress.line(f"the old results are now in {aside}")
-    found = [
-        _Sweep(config, model, name, dataset, splits, command, progress).run()
-        for name, model in zip(config.names, config.models, strict=True)
-    ]
-    winners = tuple(one.winner.model.model_copy(update={"as_": one.name}) for one in found)
-    chosen = config.model_copy(update={"models": winners, "sweep": None})
+    winners, reports = [], []
+    for name, model in zip(config.names, config.models, strict=True):
+        if model.model in BASELINES:  # nothing that could vary
+            winners.append(model)
+            continue
+        found = _Sweep(config, model, name, dataset, splits, command, progress).run()
+        winners.append(found.winner.model.model_copy(update={"as_": name}))
+        reports.append(found.report)
+    chosen = config.model_copy(update={"models": tuple(winners), "sweep": None})
     return execute.run(
         chosen,
         dataset,
@@ -60,7 +64,7 @@ def run(
         fresh=False,
         command=command,
         progress=progress,
-        sweep=[one.report for one in found],
+        sweep=reports,
     )
 
 
@@ -88,7 +92,6 @@ class _Variant:
 class _Swept:
     """What came of the variants of a model."""
 
-    name: str
     winner: _Variant
     report: dict[str, Any]
 
@@ -240,7 +243,7 @@ class _Sweep:
                 for variant in self._tried
             ],
         }
-        return _Swept(self.name, winner, report)
+        return _Swept(winner, report)
 
     def _optimism(self, finalists: Sequence[_Variant]) -> float:
         folder = RunFolder(self.config.folder / FOLDER / self.name)
