@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 
-from tgsent.config import LoraConfig, ModelConfig, RunConfig
+from tgsent.config import LoraConfig, ModelConfig, RunConfig, SweepConfig, SweepRange
 
 ROOT = Path(__file__).parents[1]
 
@@ -59,9 +59,9 @@ def reference() -> str:
     for name, section in _sections(RunConfig, ""):
         keys = [key for key in section.model_fields if not _section(section, key)]
         parts.append(_table(f"`{name}`", section, f"{name}.", keys))
-    parts.append(
-        _table("`training.lora`", LoraConfig, "training.lora.", list(LoraConfig.model_fields))
-    )
+    for name, section in (("training.lora", LoraConfig), ("sweep", SweepConfig)):
+        parts.append(_table(f"`{name}`", section, f"{name}.", list(section.model_fields)))
+    parts.append(_table("A range of `sweep.keys`", SweepRange, "", list(SweepRange.model_fields)))
     parts.append(_table("An item of `models`", ModelConfig, "", list(ModelConfig.model_fields)))
     return "\n".join(parts)
 

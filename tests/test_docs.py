@@ -38,6 +38,8 @@ def test_shipped_configs_are_valid(name):
 
 def test_example_commands_of_the_readme_are_accepted(cli, tmp_path):
     (tmp_path / "my.yaml").write_text("trials: 1\n")
+    (shown,) = re.findall(r"```yaml\n(# sweep.yaml\n.*?)```", README, flags=re.DOTALL)
+    (tmp_path / "sweep.yaml").write_text(shown)
     (tmp_path / "reviews.csv").write_text(
         "text,label\n" + "".join(f"text {i},{'good' if i % 2 else 'bad'}\n" for i in range(60))
     )

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from tgsent.config import RunConfig
-    from tgsent.data import Dataset
-    from tgsent.records import Splits
+    from tgsent.data import Dataset, TrialSplits
     from tgsent.runs import StoredRun
     from tgsent.texts import Line
 
@@ -485,7 +484,9 @@ def _print_results(
         raise typer.Exit(1)
 
 
-def _print_plan(settings: RunConfig, dataset: Dataset, splits: Splits, *, as_json: bool) -> None:
+def _print_plan(
+    settings: RunConfig, dataset: Dataset, splits: TrialSplits, *, as_json: bool
+) -> None:
     from tgsent.plan import make_plan, to_text
     from tgsent.store import to_json
 

@@ -546,6 +546,8 @@ class RunConfig(Section):
     engine: EngineConfig = EngineConfig()
     output: OutputConfig = OutputConfig()
     sweep: SweepConfig | None = None
+    """`{keys: {...}}`: variants of each model are compared on texts that no trial tests, and the
+    trials are run with the best. `null`: the settings as they are."""
 
     @field_validator("models", mode="before")
     @classmethod

@@ -11,15 +11,15 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from tgsent import cost, memory, models
+from tgsent import cost, memory, models, variants
 from tgsent.config import RunConfig, TrialSpec
 from tgsent.cost import Cost
-from tgsent.data import Dataset
+from tgsent.data import Dataset, TrialSplits, ValidationSplits
 from tgsent.errors import UnavailableError
 from tgsent.files import show_size
 from tgsent.finetune import loop
 from tgsent.prompts import choose_shots, render_prompt, render_target
-from tgsent.records import Split, Splits
+from tgsent.records import Split
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ModelPlan:
 
 
 def make_plan(
-    config: RunConfig, dataset: Dataset, splits: Splits
+    config: RunConfig, dataset: Dataset, splits: TrialSplits
 ) -> tuple[dict[str, Any], list[UnavailableError]]:
     """Describe the run; a model that cannot be reached is left out and its error returned."""
     plans, missing = [], []
@@ -77,10 +77,26 @@ def make_plan(
             }
             for split in map(splits.__getitem__, range(config.trials))
         ],
+        "sweep": _plan_sweep(config, dataset, splits),
         "models": [asdict(plan) for plan in plans],
         "trials": [f"{s.name}:{s.trial}" for s in config.trial_specs(dataset.labels)],
     }
     return plan, missing
+
+
+def _plan_sweep(config: RunConfig, dataset: Dataset, splits: TrialSplits) -> dict[str, Any] | None:
+    """Count what a sweep trains before the trials, for each model."""
+    sweep = config.sweep
+    if sweep is None:
+        return None
+    counts = variants.rungs(sweep.variants or len(variants.listed(sweep)), sweep.halving)
+    shares = variants.shares(counts, sweep.halving)
+    rounds = ValidationSplits(splits, dataset.labels, sweep, shares).summaries
+    return {
+        "variants": counts,
+        "n_train": [one.n_train for one in rounds],
+        "n_validation": rounds[0].n_test,
+    }
 
 
 def plan_model(spec: TrialSpec, split: Split) -> ModelPlan:
@@ -164,6 +180,15 @@ def to_text(plan: dict[str, Any], config_yaml: str) -> str:
         f" {split['overlap']} test texts also in train; sha256 {split['sha256'][:12]}"
         for split in plan["splits"]
     ]
+    if sweep := plan["sweep"]:
+        rounds = ", ".join(
+            f"{n} on {texts:,} texts"
+            for n, texts in zip(sweep["variants"], sweep["n_train"], strict=True)
+        )
+        lines.append(
+            f"sweep     variants of each model first: {rounds}; {sweep['n_validation']:,} texts"
+            " to compare them on"
+        )
     for model in plan["models"]:
         lines += [
             "",
@@ -184,7 +209,11 @@ def to_text(plan: dict[str, Any], config_yaml: str) -> str:
     if costs:
         trials = len(plan["splits"])
         seconds = trials * sum(map(_seconds, costs))
-        lines += ["", f"in all about {_time(seconds)} for {trials * len(costs)} trials"]
+        line = f"in all about {_time(seconds)} for {trials * len(costs)} trials"
+        if plan["sweep"]:
+            before = sum(_sweep_seconds(plan, cost) for cost in costs)
+            line += f", and {_time(before)} for the sweep, with the settings as they are"
+        lines += ["", line]
     return "\n".join(lines) + "\n"
 
 
@@ -204,6 +233,20 @@ def _cost(found: dict[str, Any] | None) -> list[str]:
 
 def _seconds(found: dict[str, Any]) -> float:
     return float(sum(found[f"{part}_seconds"] for part in ("loading", "training", "evaluation")))
+
+
+def _sweep_seconds(plan: dict[str, Any], found: dict[str, Any]) -> float:
+    """Say how long the variants of a model take, if each takes as long as the model itself."""
+    split, sweep = plan["splits"][0], plan["sweep"]
+    training = found["training_seconds"] / sum(split["train"].values())
+    answering = found["evaluation_seconds"] / sum(split["test"].values())
+    each = found["loading_seconds"] + answering * sweep["n_validation"]
+    return float(
+        sum(
+            n * (each + training * texts)
+            for n, texts in zip(sweep["variants"], sweep["n_train"], strict=True)
+        )
+    )
 
 
 def _time(seconds: float) -> str:

@@ -135,8 +135,7 @@ class _Sweep:
 
     def _rounds(self, counts: Sequence[int]) -> Splits:
         """Make the splits: the last round trains on all texts, each before it on fewer."""
-        factor = self._sweep.halving or 1
-        shares = [float(factor) ** (number + 1 - len(counts)) for number in range(len(counts))]
+        shares = variants.shares(counts, self._sweep.halving)
         return ValidationSplits(self.trial_splits, self.dataset.labels, self._sweep, shares)
 
     def _add(self, settings: Settings) -> _Variant:

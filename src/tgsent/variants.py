@@ -77,3 +77,8 @@ def rungs(variants: int, halving: int | None) -> list[int]:
     while halving and counts[-1] > halving:
         counts.append(math.ceil(counts[-1] / halving))
     return counts
+
+
+def shares(counts: Sequence[int], halving: int | None) -> list[float]:
+    """Give the share of the training texts that each of these rounds trains on."""
+    return [float(halving or 1) ** (number + 1 - len(counts)) for number in range(len(counts))]
