@@ -1,10 +1,10 @@
 """What a second worker brings: for many trials, through Ray, and for one trial, with torchrun.
 
     python scripts/bench_workers.py
-    python scripts/bench_workers.py --model FOLDER     # beside it a model of full size, fresh weights
+    python scripts/bench_workers.py --model FOLDER     # and a model of full size, fresh weights
 
-Every worker has one core. Trials are tiny GPT-2s on the shipped texts; each way is run with 2 and with
-6 of them, so that what each trial takes can be told from what starting takes.
+Every worker has one core. Trials are tiny GPT-2s on the shipped texts; each way is run with 2 and
+with 6 of them, so that what each trial takes can be told from what starting takes.
 """
 
 from __future__ import annotations
