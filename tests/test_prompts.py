@@ -320,6 +320,13 @@ def test_parse_takes_the_whole_target_template() -> None:
     assert parse(prompt, LABELS, "positive") is None
 
 
+def test_words_stand_for_labels_in_prompts_alone() -> None:
+    prompt = PromptConfig(words={"negative": "bad", "positive": "very good"})
+    assert [render_target(prompt, label) for label in LABELS] == [" bad", " very good"]
+    assert parse(prompt, LABELS, "very good") == "positive"
+    assert parse(prompt, LABELS, "positive") is None
+
+
 @given(label=st.text(min_size=1).map(lambda s: " ".join(s.split())).filter(bool))
 def test_every_written_label_is_read_back(label: str) -> None:
     prompt = PromptConfig()

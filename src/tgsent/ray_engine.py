@@ -45,14 +45,26 @@ def attempts(
     with _cluster():
         cpus = engine.cpus_per_trial or _own_threads()
         _check_room(cpus, engine.gpus_per_trial)
-        yield from _Driver(pending, splits, engine, data, cpus, progress, died).run()
+        common = _Common(splits, data, cpus, engine.gpus_per_trial)
+        at_once = engine.max_concurrent or len(pending)
+        yield from _Driver(pending, common, at_once, progress, died).run()
+
+
+@dataclass(frozen=True)
+class _Common:
+    """What every trial needs."""
+
+    splits: Splits
+    data: dict[str, Any]
+    cpus: int
+    gpus: float
+    version: str = __version__
 
 
 @contextlib.contextmanager
 def _cluster() -> Iterator[None]:
     """Join the cluster that RAY_ADDRESS names, or start one on this machine."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
     except ImportError:
@@ -107,27 +119,26 @@ class _Driver:
     """Hands out trials and takes in what they give."""
 
     pending: Sequence[TrialSpec]
-    splits: Splits
-    engine: EngineConfig
-    data: dict[str, Any]
-    cpus: int
+    common: _Common
+    at_once: int
     progress: Progress
     died: Callable[[TrialSpec, str], None]
     _deaths: dict[str, int] = field(default_factory=dict, init=False)
 
     def run(self) -> Iterator[tuple[TrialSpec, TrialResult | Failure, dict[str, bytes]]]:
+        """Keep as many trials going as may be."""
         import ray
 
         remote = ray.remote(
-            num_cpus=self.cpus, num_gpus=self.engine.gpus_per_trial, max_retries=0, max_calls=0
+            num_cpus=self.common.cpus, num_gpus=self.common.gpus, max_retries=0, max_calls=0
         )(_trial)
-        shared = ray.put((self.splits, self.data))
+        common = ray.put(self.common)
         waiting, running = list(reversed(self.pending)), dict[Any, TrialSpec]()
         with self.progress.task("trials on Ray", len(self.pending)) as task:
             while waiting or running:
-                while waiting and len(running) < (self.engine.max_concurrent or len(self.pending)):
+                while waiting and len(running) < self.at_once:
                     spec = waiting.pop()
-                    running[remote.remote(shared, spec, self.cpus, __version__)] = spec
+                    running[remote.remote(common, spec)] = spec
                 ended, _ = ray.wait(list(running), timeout=0.5)
                 if interrupts.requested():
                     raise KeyboardInterrupt
@@ -170,15 +181,14 @@ def _reason(error: Exception) -> str:
     return text.strip().splitlines()[-1]
 
 
-def _trial(
-    shared: tuple[Splits, dict[str, Any]], spec: TrialSpec, cpus: int, version: str
-) -> Outcome:
+def _trial(common: _Common, spec: TrialSpec) -> Outcome:
     """Run a trial on whatever machine this is."""
+    if common.gpus == 0:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves those that it has not given in sight
     from tgsent.attempt import attempt
 
-    if version != __version__:
-        return Failure(f"a machine has tgsent {__version__}, and the run {version}"), {}
-    splits, data = shared
+    if common.version != __version__:
+        return Failure(f"a machine has tgsent {__version__}, and the run {common.version}"), {}
     with tempfile.TemporaryDirectory(prefix="tgsent-", ignore_cleanup_errors=True) as name:
         place = Path(name)
         save_to = place / "model" if spec.save_model else None
@@ -187,10 +197,10 @@ def _trial(
         try:
             outcome = attempt(
                 spec,
-                splits[spec.trial - 1],
+                common.splits[spec.trial - 1],
                 Quiet(),
-                data=data,
-                cpus=cpus,
+                data=common.data,
+                cpus=common.cpus,
                 save_to=save_to,
                 checkpoints_in=None,
                 track_in=place / "trackers",
