@@ -179,7 +179,9 @@ def is_at_work(node: Any) -> bool:
     (raylet,) = (info.process.pid for info in node.all_processes["raylet"])
     children = Path(f"/proc/{raylet}/task").glob("*/children")
     pids = [pid for path in children for pid in path.read_text().split()]
-    return any(b"ray::_trial" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids)
+    with contextlib.suppress(FileNotFoundError):  # of one that has just ended
+        return any(b"ray::_trial" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids)
+    return False
 
 
 def wait_for(condition: Any, otherwise: str) -> None:

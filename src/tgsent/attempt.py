@@ -60,7 +60,7 @@ def attempt(
     except DivergedError as error:
         return Failure(str(error).removeprefix(f"{spec.title}: "))
     except Exception as error:  # one trial's failure must not cost the others
-        if processes.count() > 1:
+        if processes.count() > 1 and spec.is_in_our_loop:
             raise
         if isinstance(error, TgsentError):
             details = error.details if isinstance(error, TrialError) else ""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from tgsent.config import RunConfig
     from tgsent.data import Dataset, TrialSplits
+    from tgsent.records import Progress
     from tgsent.runs import StoredRun
     from tgsent.texts import Line
 
@@ -100,6 +101,8 @@ def _tgsent(
 ) -> None:
     """Fine-tune generative language models to classify your texts, and see how good they are."""
     del version  # it has been seen to before
+    if processes.count() > 1 and context.invoked_subcommand != "run":
+        raise ConfigError(f"tgsent {context.invoked_subcommand or ''} is for one process")
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit(2)
@@ -201,10 +204,32 @@ def run(
         follow(settings, Quiet())
         return
 
+    progress = make_progress(Console(stderr=True), quiet=quiet)
+    with processes.leading():
+        dataset, splits = _texts(settings, progress, quiet=quiet)
+        if dry_run:
+            _print_plan(settings, dataset, splits, as_json=as_json)
+            return
+
+        from tgsent import execute, sweep
+
+        carry_out = sweep.run if settings.sweep else execute.run
+        results = carry_out(
+            settings,
+            dataset,
+            splits,
+            fresh=fresh,
+            command=["tgsent", *sys.argv[1:]],
+            progress=progress,
+            only=only or (),
+        )
+    _print_results(results, as_json=as_json, quiet=quiet, only=only or ())
+
+
+def _texts(settings: RunConfig, progress: Progress, *, quiet: bool) -> tuple[Dataset, TrialSplits]:
+    """Read the texts and split them, and tell what a user should know of them."""
     from tgsent.data import load_dataset, make_splits
 
-    errors = Console(stderr=True)
-    progress = make_progress(errors, quiet=quiet)
     try:
         dataset = load_dataset(settings.data, progress)
     except UnavailableError as error:
@@ -212,27 +237,9 @@ def run(
             _complain(missing)
         raise error from None
     splits = make_splits(dataset, settings)
-    if not quiet:
-        for note in dataset.notes(splits.summaries):
-            _complain(note)
-    if dry_run:
-        _print_plan(settings, dataset, splits, as_json=as_json)
-        return
-
-    from tgsent import execute, sweep
-
-    carry_out = sweep.run if settings.sweep else execute.run
-    results = carry_out(
-        settings,
-        dataset,
-        splits,
-        fresh=fresh,
-        command=["tgsent", *sys.argv[1:]],
-        progress=progress,
-        only=only or (),
-    )
-    processes.share(None)  # there is nothing more for the others to follow
-    _print_results(results, as_json=as_json, quiet=quiet, only=only or ())
+    for note in () if quiet else dataset.notes(splits.summaries):
+        _complain(note)
+    return dataset, splits
 
 
 @app.command(name="predict", short_help="Classify new texts with a model that a run kept.")

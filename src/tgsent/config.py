@@ -39,6 +39,7 @@ from tgsent.yaml_source import Source
 
 SHIPPED = ("smoke", "default", "article")
 _MISTAKES_SHOWN = 50
+_MOST = 10_000  # trials, and variants
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -181,7 +182,7 @@ class PromptConfig(Section):
     @field_validator("words")
     @classmethod
     def _words_can_be_told_apart(cls, words: dict[str, str] | None) -> dict[str, str] | None:
-        if words is not None and (problem := label_words_problem(tuple(words.values()))):
+        if words and (problem := label_words_problem(tuple(words.values()), "other words")):
             raise PydanticCustomError("labels", "{problem}", {"problem": problem})
         return words
 
@@ -384,15 +385,15 @@ class OutputConfig(Section):
 
 
 class EngineConfig(Section):
-    """What carries out the trials, and what each of them gets; no score depends on it."""
+    """What carries out the trials, and what each gets; of scores it changes the last digits."""
 
     kind: Literal["local", "ray"] = "local"
     """`local`: one trial after the other, in this process; `ray`: many at once, on the cluster that
     `RAY_ADDRESS` names, else on this machine. Needs `pip install 'tgsent[ray]'`."""
     cpus_per_trial: PositiveInt | None = None
-    """Cores for each trial. `null`: as many as this machine has."""
+    """Cores, and threads, for each trial. `null`: as many as PyTorch would take on this machine."""
     gpus_per_trial: NotNegativeFloat = 0
-    """GPUs for each trial, with `kind: ray`; below 1: trials share one."""
+    """GPUs for each trial, with `kind: ray`; below 1: trials share one; 0: trials run on CPUs."""
     max_concurrent: PositiveInt | None = None
     """Most trials at once, with `kind: ray`. `null`: as many as the cluster has room for."""
 
@@ -448,7 +449,7 @@ class ModelConfig(Section):
 
 
 class SweepRange(Section):
-    """Numbers from which `random` and `tpe` draw; whole ones where both ends are."""
+    """Numbers to draw from, whole ones where both ends are, of which a grid takes all."""
 
     low: float | int
     """Smallest."""
@@ -484,7 +485,7 @@ class SweepConfig(Section):
     """`grid`: every combination; `random`: combinations drawn at random; `tpe`: each drawn by what
     the ones before it scored (Optuna's tree-structured Parzen estimator; needs
     `pip install 'tgsent[tpe]'`)."""
-    variants: PositiveInt | None = None
+    variants: Annotated[int, Field(ge=1, le=_MOST)] | None = None
     """How many combinations `random` and `tpe` try, for each model; a grid tries all."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the texts that every trial trains on which is held out to compare the variants."""
@@ -511,6 +512,8 @@ class SweepConfig(Section):
                     "sweep", "`{key}`: a grid takes a list, or a range of whole numbers",
                     {"key": key},
                 )  # fmt: skip
+            if key in {"training.device", "training.report_to", "evaluation.batch_size"}:
+                raise PydanticCustomError("sweep", "`{key}` changes no score", {"key": key})
             if key != "model" and key.split(".")[0] not in _SWEPT:
                 raise PydanticCustomError(
                     "sweep",
@@ -518,7 +521,19 @@ class SweepConfig(Section):
                     " training and evaluation can, and `model` (label words are `prompt.words`)",
                     {"key": key},
                 )
+        if self.method == "grid" and (n := math.prod(map(_count, self.keys.values()))) > _MOST:
+            raise PydanticCustomError(
+                "sweep",
+                "a grid of {n} variants is too large; `method: random` draws some of them",
+                {"n": f"{n:,}"},
+            )
         return self
+
+
+def _count(values: list[Any] | SweepRange) -> int:
+    if isinstance(values, SweepRange):
+        return int(values.high) - int(values.low) + 1
+    return len(values)
 
 
 class RunConfig(Section):
@@ -534,8 +549,9 @@ class RunConfig(Section):
         ModelConfig(model="t5"),
     )
     """Models to compare: alias, Hub id or folder; or a mapping
-    `{model: ..., as: ..., prompt: {...}, training: {...}}` to override per model."""
-    trials: Annotated[int, Field(ge=1, le=10_000)] = 3
+    `{model: ..., as: ..., prompt: {...}, training: {...}, evaluation: {...}}` to override per
+    model."""
+    trials: Annotated[int, Field(ge=1, le=_MOST)] = 3
     """Number of trials, each with a split of its own that all models share; 10,000 at most."""
     seed: Seed = 1
     """Trial k splits and trains with `seed + k - 1`."""
@@ -567,6 +583,16 @@ class RunConfig(Section):
                     {"name": name},
                 )
             seen.add(name.casefold())
+        return self
+
+    @model_validator(mode="after")
+    def _gpus_are_asked_for(self) -> Self:
+        on_gpus = self.training.device in {"cuda", "mps"}
+        if self.engine.kind == "ray" and on_gpus and not self.engine.gpus_per_trial:
+            raise PydanticCustomError(
+                "engine", "with `kind: ray` a `training.device` of {device} needs `gpus_per_trial`",
+                {"device": self.training.device},
+            )  # fmt: skip
         return self
 
     @property
@@ -665,6 +691,8 @@ class TrialSpec(Section):
                 "evaluation": {"batch_size"},
             },
         )
+        if self.prompt.words is None:  # as before there were any
+            del settings["prompt"]["words"]
         canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -690,7 +718,9 @@ _SWEPT: dict[str, type[Section]] = {
 """Sections that models and variants may override."""
 
 
-def label_words_problem(words: Sequence[str]) -> str | None:
+def label_words_problem(
+    words: Sequence[str], advice: str = "other words with data.labels"
+) -> str | None:
     """Say why these label words cannot be told apart in generated text, or None if they can."""
     for word in words:
         if not word.strip() or word != " ".join(word.split()):
@@ -700,10 +730,7 @@ def label_words_problem(words: Sequence[str]) -> str | None:
             return f'the label word "{one}" stands twice'
         short, long = sorted((one, other), key=len)
         if long.startswith(short):
-            return (
-                f'the label word "{short}" is the beginning of "{long}":'
-                " give them other words with data.labels"
-            )
+            return f'the label word "{short}" is the beginning of "{long}": give them {advice}'
     return None
 
 
@@ -791,6 +818,8 @@ def _pick_models(listed: Any, names: Sequence[str]) -> list[Any]:
 
 
 def _dotted(key: str) -> yaml_source.Path:
+    if key.startswith("sweep.keys."):  # what follows is the name of one key
+        return ("sweep", "keys", key.removeprefix("sweep.keys."))
     return tuple(int(part) if part.isdecimal() else part for part in key.split("."))
 
 
@@ -903,7 +932,7 @@ def _sweep_mistakes(config: RunConfig) -> Iterable[_Mistake]:
         for key, values in config.sweep.keys.items():
             listed = [values.low, values.high] if isinstance(values, SweepRange) else values
             for value in listed:
-                for problem in _variant_problems(config, model, {key: value}):
+                for problem in _variant_problems(config, model, {key: value}, alone=True):
                     yield _Mistake(("sweep", "keys", key), problem, f", not {_short(value)}")
 
 
@@ -914,9 +943,14 @@ def check_variant(config: RunConfig, model: ModelConfig, settings: Mapping[str, 
         raise ConfigError(f"sweep: the variant {shown}: {problem}")
 
 
+# kinds of mistakes that depend on another key, which may vary as well
+_TOGETHER = {"backend", "simplet5", "loss_on_padding"}
+
+
 def _variant_problems(
-    config: RunConfig, model: ModelConfig, settings: Mapping[str, Any]
+    config: RunConfig, model: ModelConfig, settings: Mapping[str, Any], *, alone: bool = False
 ) -> Iterable[str]:
+    """Say what is wrong with settings; `alone`: whatever the other keys are."""
     mistakes: list[tuple[str, _Mistake]] = []
     try:
         varied = model.varied(settings, "variant")
@@ -928,7 +962,10 @@ def _variant_problems(
             try:
                 section.model_validate(values)
             except ValidationError as error:
-                mistakes += [(f"{key}.", mistake) for mistake in _mistakes(error, section)]
+                mistakes += [(f"{key}.", m) for m in _mistakes(error, section, alone=alone)]
+        if not (mistakes or alone):
+            whole = {**config.dump(), "models": [varied.model_dump(by_alias=True)]}
+            mistakes += [("", mistake) for mistake in _simplet5_mistakes(whole)]
     for prefix, mistake in mistakes:
         path = prefix + ".".join(map(str, mistake.path))
         yield mistake.message if path in settings else f"{path}: {mistake.message}"
@@ -985,12 +1022,15 @@ _MESSAGES = {
 }
 
 
-def _mistakes(error: ValidationError, section: type[Section]) -> list[_Mistake]:
+def _mistakes(
+    error: ValidationError, section: type[Section], *, alone: bool = False
+) -> list[_Mistake]:
     return [
         _describe(one, section)
         for one in error.errors()
         # pydantic counts only the items that are right themselves
         if not (one["type"] == "too_short" and one["input"])
+        and not (alone and one["type"] in _TOGETHER)
     ]
 
 
@@ -998,6 +1038,7 @@ def _describe(error: ErrorDetails, section: type[Section]) -> _Mistake:
     """Turn one of pydantic's errors into a path in the YAML and a sentence."""
     kind, path = error["type"], error["loc"]
     if kind in {"extra_forbidden", "invalid_key"}:
+        path = tuple(part for part in path if not _is_union_branch(part))
         keys = _keys_beside(path, section)
         near = difflib.get_close_matches(str(path[-1]), keys, n=1, cutoff=0.5)
         hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(keys)}"
@@ -1006,7 +1047,7 @@ def _describe(error: ErrorDetails, section: type[Section]) -> _Mistake:
     message = _MESSAGES.get(kind, error["msg"].replace("Input should be", "must be"))
     if kind in {"test_fraction", "loss_on_padding"}:  # found by comparing two keys
         return _Mistake((*path, kind), message, "")
-    if kind in {"labels", "models", "missing", "simplet5", "sweep", "range"}:
+    if kind in {"labels", "models", "missing", "simplet5", "sweep", "range", "engine"}:
         return _Mistake(path or (kind,), message, "")
     return _Mistake(path, message, f", not {_short(error['input'])}")
 
@@ -1015,6 +1056,7 @@ def _is_union_branch(part: str | int) -> bool:
     """Tell pydantic's names of union branches, which are no keys, from keys."""
     return isinstance(part, str) and (
         "[" in part
+        or part.startswith("function-")
         or part in {"float", "int", "str"}
         or part in {"constrained-float", "constrained-int", "constrained-str"}
     )
@@ -1025,6 +1067,9 @@ def _keys_beside(path: yaml_source.Path, top: type[Section]) -> list[str]:
     for part in path[:-1]:
         if part == "models" or isinstance(part, int):
             section = ModelConfig
+            continue
+        if part == "keys":
+            section = SweepRange
             continue
         field = section.model_fields.get(str(part))
         section = (section_of(field.annotation) if field else None) or section

@@ -227,11 +227,13 @@ class ValidationSplits:
     ) -> None:
         first = splits[0]
         tested = {e.text for k in range(len(splits.summaries)) for e in splits[k].tested}
-        left = [example for example in first.train if example.text not in tested]
-        train, validation = _halves(left, sweep.validation_fraction, sweep.seed)
+        # each text once, so that no validation text has been trained on
+        distinct = {example.text: example for example in reversed(first.train)}
+        left = [example for text, example in distinct.items() if text not in tested]
+        train, validation = _cut_off(left, sweep.validation_fraction, sweep.seed)
         self._splits = []
         for number, share in enumerate(shares, start=1):
-            part = train if share == 1 else _halves(train, 1 - share, sweep.seed)[0]
+            part = train if share == 1 else _cut_off(train, 1 - share, sweep.seed)[0]
             for name, examples in (("training", part), ("validation", validation)):
                 if missing := set(labels) - {example.label for example in examples}:
                     raise DataError(
@@ -263,13 +265,13 @@ class ValidationSplits:
         return self._splits[index]
 
 
-def _halves(
+def _cut_off(
     examples: Sequence[Example], fraction: float, seed: int
 ) -> tuple[list[Example], list[Example]]:
     """Cut a fraction off, stratified by label."""
     labels = [example.label for example in examples]
     try:
-        rest, cut = train_test_split(
+        kept, cut = train_test_split(
             list(examples), test_size=fraction, stratify=labels, random_state=seed
         )
     except ValueError as error:
@@ -277,7 +279,7 @@ def _halves(
             f"sweep: {len(examples)} texts that no trial tests cannot be split: {error};"
             " have more texts, or fewer trials"
         ) from None
-    return rest, cut
+    return kept, cut
 
 
 def _split(dataset: Dataset, test_fraction: float, trial: int, seed: int) -> Split:

@@ -23,7 +23,7 @@ from tgsent import (
 )
 from tgsent.config import EngineConfig, RunConfig, TrialSpec
 from tgsent.data import Dataset
-from tgsent.errors import ConfigError
+from tgsent.errors import ConfigError, RunFolderError
 from tgsent.records import Failure, Prediction, Progress, Split, Splits, TrialResult
 from tgsent.redaction import without_secrets
 from tgsent.store import RunFolder
@@ -45,12 +45,14 @@ def run(
     progress: Progress,
     only: Sequence[str] = (),
     sweep: Sequence[dict[str, Any]] = (),
+    has_lock: bool = False,
 ) -> dict[str, Any]:
     """Run every trial that is not finished yet; returns the content of `results.json`.
 
     With `only`, trials named `MODEL:TRIAL`, these alone are run, and other processes may run others
     in the same folder at the same time. A trial that fails is recorded and does not stop the
-    others. `sweep` says how the settings were chosen, for the manifest. Raises UnavailableError
+    others. `sweep` says how the settings were chosen, for the manifest; `has_lock`, that whoever
+    calls this has locked the folder. Raises UnavailableError
     where something needed cannot be had, RunFolderError where the folder cannot take the run,
     ConfigError where there is no such trial.
     """
@@ -59,16 +61,18 @@ def run(
     folder = RunFolder(config.folder)
     # what may be refused or missing is found out before anything is locked or written
     finished = {} if fresh else _finished(folder, config, specs, splits, dataset.sha256)
-    fetched = _fetch_models([s for s in chosen if (s.name, s.trial) not in finished], progress)
+    to_run = [spec for spec in chosen if (spec.name, spec.trial) not in finished]
+    fetched = _fetch_models(to_run, config.engine, progress)
     with contextlib.ExitStack() as held:
-        held.enter_context(folder.locked(wait_seconds=_PATIENCE if only else 0))
+        if not has_lock:
+            held.enter_context(folder.locked(wait_seconds=_PATIENCE if only else 0))
         if fresh and (aside := folder.move_aside()):
             progress.line(f"the old results are now in {aside}")
         finished = _finished(folder, config, specs, splits, dataset.sha256)
         pending = [spec for spec in chosen if (spec.name, spec.trial) not in finished]
         commits = _commits(finished, fetched, progress)
         about = manifest.make(config, dataset, splits, commits, command)
-        about |= {"sweep": list(sweep)} if sweep else {}
+        about |= {"sweep": found} if (found := list(sweep) or _swept(folder, config)) else {}
         _begin(folder, config, specs, finished, about)
         if done := len(chosen) - len(pending):
             progress.line(f"already finished: {done} of {len(chosen)} trials")
@@ -79,10 +83,8 @@ def run(
         failed: dict[tuple[str, int], str] = {}
         next_table = 0.0
         for spec, outcome in _attempts(pending, splits, config.engine, folder, about, progress):
-            if isinstance(outcome, str):
-                failed[spec.name, spec.trial] = outcome
-            else:
-                finished[spec.name, spec.trial] = outcome
+            where: dict[tuple[str, int], Any] = failed if isinstance(outcome, str) else finished
+            where[spec.name, spec.trial] = outcome
             if not only and (started := time.monotonic()) >= next_table:
                 so_far = _collect(config, finished, failed, about, {})
                 _write_results(folder, config, so_far)
@@ -199,8 +201,12 @@ def _on_ray(
     for spec, outcome, found in ray_engine.attempts(
         pending, splits, engine, about["data"], progress, died
     ):
-        with folder.trial_locked(spec):
-            yield spec, _keep(spec, outcome, found, folder, progress)
+        try:
+            with folder.trial_locked(spec):
+                kept = _keep(spec, outcome, found, folder, progress)
+        except RunFolderError as error:  # another process is at it, and will write it
+            kept = str(error)
+        yield spec, kept
 
 
 def _attempt(
@@ -215,19 +221,19 @@ def _attempt(
     from tgsent.attempt import attempt
 
     folder.tidy(spec, finished=False)
-    if spec.is_in_our_loop:
-        processes.share((spec, split))  # with the others, who follow
+    together = spec.is_in_our_loop
     with folder.model_folder(spec) as save_to:
-        outcome = attempt(
-            spec,
-            split,
-            progress,
-            data=data,
-            cpus=cpus,
-            save_to=save_to,
-            checkpoints_in=folder.checkpoint_folder(spec),
-            track_in=folder.tracker_folder(spec),
-        )
+        with processes.at_work((spec, split)) if together else contextlib.nullcontext():
+            outcome = attempt(
+                spec,
+                split,
+                progress,
+                data=data,
+                cpus=cpus,
+                save_to=save_to,
+                checkpoints_in=folder.checkpoint_folder(spec),
+                track_in=folder.tracker_folder(spec),
+            )
         return _write(spec, outcome, save_to, folder, progress)
 
 
@@ -312,7 +318,30 @@ def _finished(
     return {key: value for key, value in metrics.items() if value is not None}
 
 
-def _fetch_models(pending: Sequence[TrialSpec], progress: Progress) -> dict[str, str | None]:
+def _swept(folder: RunFolder, config: RunConfig) -> list[dict[str, Any]]:
+    """Give what an earlier sweep says of how these models' settings were chosen.
+
+    Raises RunFolderError for trials that may test the texts by which they were.
+    """
+    found = [one for one in folder.sweep() if one["model"] in config.names]
+    for one in found:
+        if config.trials > one.get("trials", config.trials):
+            raise RunFolderError(
+                f"{folder.path}: the settings of {one['model']} were chosen by texts that trials 1"
+                f" to {one['trials']} do not test, and others may; --trials {one['trials']}, or"
+                " sweep anew with --fresh"
+            )
+    return found
+
+
+def fetch_models(config: RunConfig, dataset: Dataset, progress: Progress) -> None:
+    """Have the models of a config on this machine; raises what is wrong or missing."""
+    _fetch_models(config.trial_specs(dataset.labels), config.engine, progress)
+
+
+def _fetch_models(
+    pending: Sequence[TrialSpec], engine: EngineConfig, progress: Progress
+) -> dict[str, str | None]:
     """Have the models yet to be run on this machine, and make sure that they fit the recipe.
 
     Gives their commits on the Hub.
@@ -330,7 +359,7 @@ def _fetch_models(pending: Sequence[TrialSpec], progress: Progress) -> dict[str,
         from tgsent import models  # takes seconds: what is missing has been told before
 
         for spec in specs.values():
-            models.check(spec)
+            models.check(spec, here=engine.kind == "local")
     return commits
 
 

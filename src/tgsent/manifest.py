@@ -41,7 +41,10 @@ def make(
             **{name: importlib.metadata.version(name) for name in _PACKAGES},
         },
         "platform": platform.platform(),
-        "device": resolve_device(config.training.device),
+        # of a cluster only the trials know theirs
+        "device": resolve_device(config.training.device)
+        if config.engine.kind == "local"
+        else config.engine.kind,
         "command": list(map(without_secrets, command)),
         "git_commit": _git_commit(),
         "models": [

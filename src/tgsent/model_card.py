@@ -17,7 +17,7 @@ from tgsent.files import write_atomic
 from tgsent.finetune import seq2seq
 from tgsent.markup import code, markdown
 from tgsent.models import LoadedModel
-from tgsent.prompts import PromptEncoder, choose_shots
+from tgsent.prompts import PromptEncoder, choose_shots, render_target
 from tgsent.records import Split
 
 _EXAMPLE = "What a lovely day!"
@@ -135,8 +135,17 @@ def _snippet(loaded: LoadedModel, spec: TrialSpec, encoder: PromptEncoder) -> li
         f"    max_new_tokens={longest}{_search(spec)}",
         ")",
         f"answer = output[0, {'1' if is_seq2seq else 'prompt.shape[1]'}:]",
-        "print(tokenizer.decode(answer, skip_special_tokens=True).strip())",
+        *_printed(spec),
     ]
+
+
+def _printed(spec: TrialSpec) -> list[str]:
+    """Write how an answer becomes a label."""
+    said = "tokenizer.decode(answer, skip_special_tokens=True).strip()"
+    if spec.prompt.words is None:
+        return [f"print({said})"]
+    labels = {render_target(spec.prompt, label).strip(): label for label in spec.labels}
+    return [f"labels = {labels!r}", f"print(labels.get({said}))"]
 
 
 def _search(spec: TrialSpec) -> str:
@@ -213,6 +222,10 @@ def _prompt(loaded: LoadedModel, spec: TrialSpec, encoder: PromptEncoder) -> lis
             ("prompt", _code(spec.prompt.input)),
             ("after the prompt", _code(loaded.decode(encoder.stop_ids))),
             ("target", _code(spec.prompt.target)),
+            *(
+                (f"stands for {markdown(label)}", _code(word))
+                for label, word in (spec.prompt.words or {}).items()
+            ),
             ("after the target", _code(loaded.decode([loaded.ids.end]))),
         ]
     )

@@ -113,12 +113,12 @@ def load(spec: TrialSpec, train: Iterable[Example]) -> LoadedModel:
     return LoadedModel(model, tokenizer, family, ids)
 
 
-def check(spec: TrialSpec) -> None:
+def check(spec: TrialSpec, *, here: bool = True) -> None:
     """Find out before anything is run whether the model fits the recipe.
 
     Raises UnavailableError or ConfigError as `load` and `prompt_encoder` do, where the package that
-    the recipe wants is not there or cannot train this model, and where the machine's memory cannot
-    hold it in training.
+    the recipe wants is not there or cannot train this model, and, if it is to be trained `here`,
+    where the machine's memory cannot hold it.
     """
     check_backend(spec)
     if spec.training.init == "tiny":
@@ -126,7 +126,8 @@ def check(spec: TrialSpec) -> None:
     else:
         loaded = describe(spec, ())
         prompt_encoder(loaded, spec)
-        memory.check(loaded.model, spec)
+        if here:
+            memory.check(loaded.model, spec)
 
 
 def check_backend(spec: TrialSpec) -> None:

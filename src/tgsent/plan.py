@@ -89,7 +89,7 @@ def _plan_sweep(config: RunConfig, dataset: Dataset, splits: TrialSplits) -> dic
     sweep = config.sweep
     if sweep is None:
         return None
-    counts = variants.rungs(sweep.variants or len(variants.listed(sweep)), sweep.halving)
+    counts = variants.rungs(variants.count(sweep), sweep.halving)
     shares = variants.shares(counts, sweep.halving)
     rounds = ValidationSplits(splits, dataset.labels, sweep, shares).summaries
     return {

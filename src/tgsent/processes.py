@@ -9,26 +9,32 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
+from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
 from tgsent.errors import ConfigError, ProcessLostError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 _T = TypeVar("_T")
+
+_work: list[object] = []
 
 _PATIENCE = timedelta(days=30)  # the others wait as long as the main process works alone
 _NUMBERS_AT_ONCE = 2**25  # of gradients: bounds the memory
 
 
+@cache
 def count() -> int:
     """Give the number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+@cache
 def rank() -> int:
     """Give the number of this one, from 0."""
     return int(os.environ.get("RANK", "0"))
@@ -46,6 +52,11 @@ def meet(*, on_cpu: bool) -> None:
     from accelerate import PartialState
     from accelerate.utils import DistributedType
 
+    if "RANK" not in os.environ:
+        raise ConfigError(
+            "WORLD_SIZE says that there are several processes, but RANK does not say which one this"
+            " is: start them with torchrun or `accelerate launch`"
+        )
     for way in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{way}", "false").lower() == "true":
             raise ConfigError(
@@ -72,6 +83,31 @@ def share(value: _T) -> _T:
     return values[0]
 
 
+@contextlib.contextmanager
+def at_work(work: object) -> Iterator[None]:
+    """Share a piece of work, and keep together in the context.
+
+    A process that leaves it by an exception, unless all do, has lost the others.
+    """
+    share(work)
+    _work.append(work)
+    yield
+    _work.pop()
+
+
+@contextlib.contextmanager
+def leading() -> Iterator[None]:
+    """Have the others know, at the end of the context, that there is no more work.
+
+    Not where an exception comes out of the midst of some: there they wait for something else.
+    """
+    try:
+        yield
+    finally:
+        if not _work:
+            share(None)
+
+
 def gather(value: _T) -> list[_T]:
     """Give the values of all processes, by rank."""
     if count() == 1:
@@ -80,6 +116,24 @@ def gather(value: _T) -> list[_T]:
 
     with _lost():
         found: list[_T] = gather_object([value])
+    return found
+
+
+def share_tensors(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Give the main process's tensors to all, one by one, so that no more is copied at once."""
+    import torch
+
+    about = share({name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()})
+    found = {}
+    for name, (shape, dtype) in about.items():
+        tensor = (
+            tensors[name].to(device)
+            if is_main()
+            else torch.empty(shape, dtype=dtype, device=device)
+        )
+        with _lost():
+            torch.distributed.broadcast(tensor, src=0)
+        found[name] = tensor
     return found
 
 
@@ -124,12 +178,16 @@ def _in_parts(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 @contextlib.contextmanager
 def _lost() -> Iterator[None]:
     """Turn what torch raises where another process is gone into an error that says so."""
+    import torch
+
     try:
         yield
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ProcessLostError(
-            f"another of the {count()} processes has ended: {reason}\n"
+            f"another of the {count()} processes has ended or lost touch: {reason}\n"
             "what was finished is kept, and the same command, with as many processes as you like,"
             " goes on from the last checkpoint"
         ) from error

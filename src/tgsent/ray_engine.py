@@ -20,7 +20,7 @@ from tgsent.errors import TgsentError, UnavailableError
 from tgsent.progress import Quiet
 from tgsent.records import Failure, Progress, Splits, TrialResult
 
-Outcome = tuple[TrialResult | Failure, dict[str, bytes]]
+Returned = tuple[TrialResult | Failure, dict[str, bytes]]
 """What a trial gives, and the files of its model and its trackers by their paths."""
 
 _ATTEMPTS = 3
@@ -129,9 +129,9 @@ class _Driver:
         """Keep as many trials going as may be."""
         import ray
 
-        remote = ray.remote(
-            num_cpus=self.common.cpus, num_gpus=self.common.gpus, max_retries=0, max_calls=0
-        )(_trial)
+        remote = ray.remote(num_cpus=self.common.cpus, num_gpus=self.common.gpus, max_retries=0)(
+            _trial
+        )
         common = ray.put(self.common)
         waiting, running = list(reversed(self.pending)), dict[Any, TrialSpec]()
         with self.progress.task("trials on Ray", len(self.pending)) as task:
@@ -150,13 +150,13 @@ class _Driver:
                     task.advance(1)
                     yield spec, *outcome
 
-    def _outcome(self, reference: Any, spec: TrialSpec) -> Outcome | None:
+    def _outcome(self, reference: Any, spec: TrialSpec) -> Returned | None:
         """Give what a trial gave, or None where it is to be run again."""
         import ray
         from ray import exceptions
 
         try:
-            outcome: Outcome = ray.get(reference)
+            outcome: Returned = ray.get(reference)
         except exceptions.RayTaskError as error:
             return Failure(_reason(error), str(error)), {}
         except exceptions.RayError as error:  # of its process or machine
@@ -181,7 +181,7 @@ def _reason(error: Exception) -> str:
     return text.strip().splitlines()[-1]
 
 
-def _trial(common: _Common, spec: TrialSpec) -> Outcome:
+def _trial(common: _Common, spec: TrialSpec) -> Returned:
     """Run a trial on whatever machine this is."""
     if common.gpus == 0:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves those that it has not given in sight
@@ -205,7 +205,7 @@ def _trial(common: _Common, spec: TrialSpec) -> Outcome:
                 checkpoints_in=None,
                 track_in=place / "trackers",
             )
-        except TgsentError as error:  # what this machine lacks, another may have
+        except TgsentError as error:  # of this machine, which may not be so of the others
             return Failure(f"on {socket.gethostname()}: {error}"), {}
         files = {
             str(file.relative_to(place)): file.read_bytes()

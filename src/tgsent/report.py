@@ -41,7 +41,10 @@ def results_csv(results: dict[str, Any], *, escape_formulas: bool) -> str:
 
 def notes(results: dict[str, Any]) -> list[str]:
     """Say what happened to texts and answers, and what makes scores suspect, in a line each."""
-    lines = []
+    lines = [
+        f"{one['trial']} was run again, as its process or machine had died: {one['reason']}"
+        for one in results["manifest"].get("retried", ())
+    ]
     for model in results["models"]:
         trials = model["trials"]
         cut, tokens, unparsed = (
@@ -73,10 +76,11 @@ def sentences(results: dict[str, Any]) -> list[str]:
 def sweep_sentence(sweep: dict[str, Any]) -> str:
     """Say how the settings of a model were chosen, and what that is worth."""
     settings = ", ".join(f"{key}={value_text(value)}" for key, value in sweep["settings"].items())
+    about = "about" if len(sweep["n_train"]) == 1 else "at least about"
     return (
         f"{sweep['model']} is the best of {sweep['tried']} variants on {sweep['n_validation']:,}"
         f" validation texts, which no trial tests: {settings}; it scored {sweep['macro_f1']:.3f}"
-        f" there, of which about {sweep['optimism']:.3f} is for being the best of"
+        f" there, of which {about} {sweep['optimism']:.3f} is for being the best of"
         f" {sweep['finalists']} there"
     )
 

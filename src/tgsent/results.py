@@ -92,9 +92,12 @@ def collect(
 
 def _pairs_to_compare(scores: Mapping[str, Mapping[int, float]]) -> list[tuple[str, str]] | None:
     """Give None, for every two models; where they are many, the best and each of the others."""
-    if len(scores) <= _MOST_COMPARED:
+    if len(scores) <= _MOST_COMPARED or not any(scores.values()):
         return None
-    best = max(scores, key=lambda model: fmean(scores[model].values() or [-1.0]))
+    scored = {model: own for model, own in scores.items() if own}
+    shared = set.intersection(*(set(own) for own in scored.values()))
+    # as the verdict chooses; where no trial is shared, it chooses none
+    best = max(scored, key=lambda model: fmean(scored[model][k] for k in shared or scored[model]))
     return [pair for pair in combinations(scores, 2) if best in pair]
 
 

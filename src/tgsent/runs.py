@@ -153,6 +153,11 @@ def combine(runs: Sequence[StoredRun]) -> StoredRun:
             s
             for _, s in sorted({s["trial"]: s for r in runs for s in r.manifest["splits"]}.items())
         ],
+        "sweep": [
+            {**sweep, "model": names[run.paths, sweep["model"]]}
+            for run in runs
+            for sweep in run.manifest.get("sweep", ())
+        ],
         "combined": [
             {"path": str(run.paths[0])}
             | {key: run.manifest[key] for key in ("command", "git_commit", "started", "finished")}

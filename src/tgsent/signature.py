@@ -34,7 +34,8 @@ def of_trial(spec: TrialSpec, split: Split, commit: str | None, precision: str) 
     """Sign one trial; `precision` is what it was trained in."""
     training = spec.training.model_dump(mode="json", exclude={"device", "report_to"})
     recipe = "fitted" if spec.is_baseline else _hash(training)
-    prompt = "none" if spec.is_baseline else _hash([spec.prompt.model_dump(mode="json")])
+    words = {"words"} if spec.prompt.words is None else set()
+    prompt = spec.prompt.model_dump(mode="json", exclude=words)
     model = f"{spec.model}@{commit[:12]}" if commit else spec.model
     parts = {
         "tgsent": __version__,
@@ -46,7 +47,7 @@ def of_trial(spec: TrialSpec, split: Split, commit: str | None, precision: str) 
         "backend": "fitted" if spec.is_baseline else spec.training.backend,
         "recipe": recipe,
         "precision": precision,
-        "prompt": prompt,
+        "prompt": "none" if spec.is_baseline else _hash([prompt]),
         "decoding": "fitted" if spec.is_baseline else spec.evaluation.decoding,
         "metric": METRIC,
     }

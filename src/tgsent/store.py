@@ -125,6 +125,17 @@ class RunFolder:
                 "--fresh moves them aside; --set name=NAME or --output DIR starts another folder"
             )
 
+    def sweep(self) -> list[dict[str, Any]]:
+        """Give how the settings of the results in the folder were chosen, as its manifest says."""
+        if not any(self.path.glob("*/trial-*/metrics.json")):
+            return []
+        try:
+            manifest = json.loads((self.path / "manifest.json").read_bytes())
+        except (OSError, ValueError):
+            return []
+        found = manifest.get("sweep") if isinstance(manifest, dict) else None
+        return found if isinstance(found, list) else []
+
     def check_same_experiment(self, config: RunConfig) -> None:
         """Raise RunFolderError where the folder holds results of other settings."""
         try:

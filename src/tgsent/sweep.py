@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,14 +14,16 @@ from tgsent import execute, variants
 from tgsent.aliases import BASELINES
 from tgsent.config import ModelConfig, RunConfig, SweepConfig, check_variant
 from tgsent.data import Dataset, TrialSplits, ValidationSplits
-from tgsent.errors import ConfigError, TgsentError, UnavailableError
+from tgsent.errors import ConfigError, RunFolderError, TgsentError, UnavailableError
 from tgsent.records import Progress, Splits
 from tgsent.significance import bootstrap
 from tgsent.store import RunFolder
 from tgsent.variants import Settings
 
 FOLDER = "sweep"
-"""Name of the run folder of the variants, within that of the run."""
+"""Name of the folder of the variants, within that of the run."""
+
+_LONGEST_NAME = 90  # of the 100 characters that a name may have
 
 
 def run(
@@ -35,37 +39,71 @@ def run(
     """Choose the settings of each model, and run the trials with them; gives `results.json`.
 
     The variants are trained on, and compared on, texts that are in no trial's test part, so that
-    the choice knows nothing of what the winners are tested on. They have a run folder of their own
+    the choice knows nothing of what the winners are tested on. They have run folders of their own
     in that of the run, from which a sweep that was stopped goes on. Raises what `execute.run` does,
-    and TgsentError where no variant of a model could be trained.
+    before anything is trained where that can be known, and TgsentError where no variant of a model
+    could be trained.
     """
     if only:
         raise ConfigError("--only: the trials of a sweep are known when it has ended; leave it out")
-    if FOLDER in config.names:
+    if FOLDER in map(str.casefold, config.names):
         raise ConfigError(f'the name "{FOLDER}" is taken by the folder of the sweep; see `as`')
+    sweeps = {
+        name: _Sweep(config, model, name, dataset, splits, command, progress)
+        for name, model in zip(config.names, config.models, strict=True)
+        if model.model not in BASELINES  # which have nothing that could vary
+    }
+    for one in sweeps.values():
+        one.prepare()
     folder = RunFolder(config.folder)
-    if fresh:
-        with folder.locked():
-            if aside := folder.move_aside():
-                progress.line(f"the old results are now in {aside}")
-    winners, reports = [], []
-    for name, model in zip(config.names, config.models, strict=True):
-        if model.model in BASELINES:  # nothing that could vary
-            winners.append(model)
-            continue
-        found = _Sweep(config, model, name, dataset, splits, command, progress).run()
-        winners.append(found.winner.model.model_copy(update={"as_": name}))
-        reports.append(found.report)
-    chosen = config.model_copy(update={"models": tuple(winners), "sweep": None})
-    return execute.run(
-        chosen,
-        dataset,
-        splits,
-        fresh=False,
-        command=command,
-        progress=progress,
-        sweep=reports,
-    )
+    with folder.locked():
+        if not fresh:
+            _check_folder(folder, config, dataset, sweeps)
+        elif aside := folder.move_aside():
+            progress.line(f"the old results are now in {aside}")
+        found = {name: one.run() for name, one in sweeps.items()}
+        winners = tuple(
+            found[name].winner.model.model_copy(update={"as_": name}) if name in found else model
+            for name, model in zip(config.names, config.models, strict=True)
+        )
+        return execute.run(
+            config.model_copy(update={"models": winners, "sweep": None}),
+            dataset,
+            splits,
+            fresh=False,
+            command=command,
+            progress=progress,
+            sweep=[one.report for one in found.values()],
+            has_lock=True,
+        )
+
+
+def _check_folder(
+    folder: RunFolder, config: RunConfig, dataset: Dataset, sweeps: Mapping[str, _Sweep]
+) -> None:
+    """Raise RunFolderError where the folder's results would be refused when the sweep has ended."""
+    folder.check_same_experiment(config.model_copy(update={"models": (), "sweep": None}))
+    folder.check_same_data(dataset.sha256)
+    for before in folder.sweep():
+        one = sweeps.get(before["model"])
+        if one and one.split_sha256 != before["split_sha256"]:
+            raise RunFolderError(
+                f"{folder.path}: its settings were chosen by other validation texts: of another"
+                " number of trials, or with other settings of the sweep\n"
+                "--fresh moves the results aside; --set name=NAME starts another folder"
+            )
+
+
+def _optuna() -> ModuleType:
+    try:
+        import optuna
+    except ImportError:
+        raise UnavailableError(
+            "sweep.method: tpe needs Optuna; install it with: pip install 'tgsent[tpe]'"
+        ) from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    found: ModuleType = optuna
+    return found
 
 
 @dataclass
@@ -109,53 +147,69 @@ class _Sweep:
     progress: Progress
     _tried: list[_Variant] = field(default_factory=list, init=False)
 
+    def prepare(self) -> None:
+        """Find out what is wrong or missing before anything is trained; list the variants.
+
+        Of those that Optuna is to choose, only the model as it is can be looked at.
+        """
+        if self._sweep.method == "tpe":
+            _optuna()
+            execute.fetch_models(self.config, self.dataset, self.progress)
+            return
+        for settings in variants.listed(self._sweep):
+            self._add(settings)
+        execute.fetch_models(self._run_config(), self.dataset, self.progress)
+
     def run(self) -> _Swept:
         """Try the variants, in rounds of successive halving or all at once."""
-        sweep = self._sweep
-        if sweep.method == "tpe":
-            counts = [sweep.variants or 1]
-            rounds = self._rounds(counts)
+        if self._sweep.method == "tpe":
             for variant in self._asked():
-                self._train([variant], 0, rounds)
-        else:
-            for settings in variants.listed(sweep):
-                self._add(settings)
-            counts = variants.rungs(len(self._tried), sweep.halving)
-            rounds = self._rounds(counts)
-            for number, count in enumerate(counts):
-                # sorted as they were tried, where two are equal
-                best = sorted(self._tried, key=lambda v: v.score, reverse=True)[:count]
-                self._train([v for v in self._tried if v in best], number, rounds)
-        return self._result(rounds)
+                self._train([variant], 0)
+            return self._result()
+        for number, count in enumerate(self._counts):
+            # sorted as they were tried, where two are equal
+            best = sorted(self._tried, key=lambda v: v.score, reverse=True)[:count]
+            names = {variant.name for variant in best}
+            self._train([v for v in self._tried if v.name in names], number)
+        return self._result()
 
     @property
     def _sweep(self) -> SweepConfig:
         assert self.config.sweep is not None  # noqa: S101  else there is nothing to do here
         return self.config.sweep
 
-    def _rounds(self, counts: Sequence[int]) -> Splits:
-        """Make the splits: the last round trains on all texts, each before it on fewer."""
-        shares = variants.shares(counts, self._sweep.halving)
+    @property
+    def _counts(self) -> list[int]:
+        """How many variants each round trains."""
+        return variants.rungs(variants.count(self._sweep), self._sweep.halving)
+
+    @cached_property
+    def _rounds(self) -> Splits:
+        """The splits: the last round trains on all texts, each before it on fewer."""
+        shares = variants.shares(self._counts, self._sweep.halving)
         return ValidationSplits(self.trial_splits, self.dataset.labels, self._sweep, shares)
+
+    @property
+    def split_sha256(self) -> str:
+        """Hash of the texts of the last round, by which the winner is chosen."""
+        return self._rounds.summaries[-1].sha256
 
     def _add(self, settings: Settings) -> _Variant:
         check_variant(self.config, self.model, settings)
-        name = f"{self.name}-{len(self._tried) + 1:03d}"
+        name = f"{self.name[:_LONGEST_NAME]}-{len(self._tried) + 1:03d}"
         self._tried.append(_Variant(self.model.varied(settings, name), settings))
         return self._tried[-1]
 
-    def _train(self, chosen: Sequence[_Variant], number: int, rounds: Splits) -> None:
+    def _train(self, chosen: Sequence[_Variant], number: int) -> None:
         """Train some of the variants in one round, and see what they score."""
-        config = self._run_config(len(rounds.summaries))
-        only = [f"{variant.name}:{number + 1}" for variant in chosen]
         results = execute.run(
-            config,
+            self._run_config(),
             self.dataset,
-            rounds,
+            self._rounds,
             fresh=False,
             command=self.command,
             progress=self.progress,
-            only=only,
+            only=[f"{variant.name}:{number + 1}" for variant in chosen],
         )
         trials = {
             (model["model"], trial["trial"]): trial
@@ -165,7 +219,7 @@ class _Sweep:
         for variant in chosen:
             variant.metrics.append(trials.get((variant.name, number + 1)))
 
-    def _run_config(self, rounds: int) -> RunConfig:
+    def _run_config(self) -> RunConfig:
         """Describe the run that trains the variants: a round is a trial of it."""
         output = self.config.output.model_copy(
             update={"dir": str(self.config.folder / FOLDER), "save_model": "none"}
@@ -174,7 +228,7 @@ class _Sweep:
             update={
                 "name": self.name,
                 "models": tuple(variant.model for variant in self._tried),
-                "trials": rounds,
+                "trials": len(self._counts),
                 "output": output,
                 "sweep": None,
             }
@@ -185,20 +239,22 @@ class _Sweep:
 
         It gives the same ones again where the scores are the same: so a sweep goes on.
         """
-        try:
-            import optuna
-        except ImportError:
-            raise UnavailableError(
-                "sweep.method: tpe needs Optuna; install it with: pip install 'tgsent[tpe]'"
-            ) from None
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        optuna = _optuna()
         sampler = optuna.samplers.TPESampler(seed=self._sweep.seed)
         study = optuna.create_study(direction="maximize", sampler=sampler)
-        for _ in range(self._sweep.variants or 1):
+        for _ in range(variants.count(self._sweep)):
             trial = study.ask()
-            variant = self._add(
-                {key: variants.suggested(trial, key, of) for key, of in self._sweep.keys.items()}
-            )
+            settings = {
+                key: variants.suggested(trial, key, of) for key, of in self._sweep.keys.items()
+            }
+            try:
+                variant = self._add(settings)
+                execute.fetch_models(self._run_config(), self.dataset, self.progress)
+            except ConfigError as error:  # settings that do not go together: another is asked for
+                self.progress.line(str(error))
+                self._tried = [one for one in self._tried if one.settings is not settings]
+                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                continue
             yield variant
             metrics = variant.metrics[-1]
             if metrics is None:
@@ -206,33 +262,32 @@ class _Sweep:
             else:
                 study.tell(trial, metrics["macro_f1"])
 
-    def _result(self, rounds: Splits) -> _Swept:
-        scored = [variant for variant in self._tried if variant.metrics[-1] is not None]
-        if not scored:
+    def _result(self) -> _Swept:
+        rounds = self._rounds.summaries
+        finalists = [v for v in self._tried if len(v.metrics) == len(rounds) and v.metrics[-1]]
+        if not finalists:
             raise TgsentError(
-                f"sweep of {self.name}: no variant could be trained;"
+                f"sweep of {self.name}: no variant could be trained to the end;"
                 f" {self.config.folder / FOLDER / self.name / 'report.md'} says why"
             )
-        winner = max(scored, key=lambda variant: variant.score)
-        last = len(rounds.summaries) - 1
-        split = rounds.summaries[last]
-        finalists = [v for v in scored if len(v.metrics) == last + 1]
+        winner = max(finalists, key=lambda variant: variant.score)
         self.progress.line(
-            f"{self.name}: the best of {len(self._tried)} variants on {split.n_test} validation"
-            f" texts is {winner.name}, macro-F1 {winner.score[1]:.4f}"
+            f"{self.name}: the best of {len(self._tried)} variants on {rounds[-1].n_test}"
+            f" validation texts is {winner.name}, macro-F1 {winner.score[1]:.4f}"
         )
         report = {
             "model": self.name,
             "method": self._sweep.method,
+            "trials": self.config.trials,
             "tried": len(self._tried),
             "winner": winner.name,
             "settings": dict(winner.settings),
             "macro_f1": winner.score[1],
             "optimism": self._optimism(finalists),
             "finalists": len(finalists),
-            "n_validation": split.n_test,
-            "n_train": [one.n_train for one in rounds.summaries],
-            "split_sha256": split.sha256,
+            "n_validation": rounds[-1].n_test,
+            "n_train": [one.n_train for one in rounds],
+            "split_sha256": self.split_sha256,
             "variants": [
                 {
                     "name": variant.name,

@@ -20,6 +20,13 @@ _MISSES = 1000
 """Draws in a row that are no new combination: there is none left."""
 
 
+def count(sweep: SweepConfig) -> int:
+    """Give how many variants there are."""
+    if sweep.method == "tpe":
+        return sweep.variants or 0
+    return len(listed(sweep))
+
+
 def listed(sweep: SweepConfig) -> list[Settings]:
     """Give the variants of a grid, or those that are drawn at random, each once."""
     if sweep.method == "grid":

@@ -129,10 +129,9 @@ def shared(
     """
     if processes.count() == 1:
         return position
-    state: dict[str, Tensor] = {}
-    if processes.is_main():
-        state = {k: t.cpu() for k, t in _tensors(model, optimizer, accelerator).items()}
-    position, state = processes.share((position, state))
+    own = _tensors(model, optimizer, accelerator) if processes.is_main() else {}
+    position = processes.share(position)
+    state = processes.share_tensors(own, accelerator.device)
     if not processes.is_main():
         _put_back(state, model, optimizer)
         torch.manual_seed(hash((seed, position.step, processes.rank())))

@@ -56,8 +56,9 @@ def told(spec: TrialSpec, accelerator: Accelerator) -> Iterator[None]:
             ) from error
         try:
             yield
-        finally:
-            accelerator.end_training()
+        finally:  # not end_training, which also parts from the other processes of this run
+            for tracker in accelerator.trackers:
+                tracker.finish()
 
 
 def _settings(spec: TrialSpec) -> dict[str, Any]:
