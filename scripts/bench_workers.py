@@ -41,8 +41,9 @@ def main() -> None:
     print(f"\n{'one trial':<24}{'training':>14}{'evaluation':>14}")
     models = {"tiny GPT-2": ("-m", "gpt2", "--set", "training.epochs=3")}
     if args.model:
-        large = ("--set", "training.init=random", "--set", "data.sample_size=200")
-        models[args.model.name] = ("-m", str(args.model.resolve()), *large)
+        one_epoch = ("--set", "training.epochs=1", "--set", "data.sample_size=200")
+        random = ("--set", "training.init=random")
+        models[args.model.name] = ("-m", str(args.model.resolve()), *random, *one_epoch)
     for name, settings in models.items():
         for count, launcher in ((1, ()), (2, TORCHRUN)):
             found = run(launcher, "-n", "1", *settings, "--set", "data.test_fraction=0.2")

@@ -58,7 +58,7 @@ def make_accelerator(training: TrainingConfig, track_in: Path | None = None) -> 
     return Accelerator(
         cpu=device == "cpu",
         mixed_precision="no" if precision == "fp32" else precision,
-        log_with=list(training.report_to) if processes.is_main() else None,
+        log_with=(list(training.report_to) or None) if processes.is_main() else None,
         project_dir=track_in,
     )
 
