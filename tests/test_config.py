@@ -332,6 +332,22 @@ def test_a_folder_and_a_file_that_is_no_text_are_no_configs(tmp_path: Path) -> N
     assert refusal(str(path)) == [f"{path}: not UTF-8 text (byte 6)"]
 
 
+# ------------------------------------------------------------------------------- engine, words
+
+
+@pytest.mark.parametrize(
+    ("settings", "mistake"),
+    [
+        (("engine.kind=ray", "training.device=cuda"), "of cuda needs `gpus_per_trial`"),
+        (("engine.kind=rya",), "must be 'local' or 'ray', not 'rya'"),
+        (("engine.cpus_per_trial=0",), "must be greater than or equal to 1"),
+        (("prompt.words={a: b, c: bc}",), "give them other words"),
+    ],
+)
+def test_mistakes_in_engine_and_words(settings: tuple[str, ...], mistake: str) -> None:
+    assert any(mistake in line for line in refusal("smoke", overrides=settings))
+
+
 # ------------------------------------------------------------------------ the package SimpleT5
 
 THROUGH_SIMPLET5 = "models=[{model: t5, training: {backend: simplet5}}]"

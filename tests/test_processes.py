@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from conftest import cli_environment
+from conftest import Cli, cli_environment
 from run_folders import write_texts
 
 # of 96 training texts, 19 at a time, the last batch has one: nothing for the second process
@@ -119,12 +119,13 @@ def test_launchers_start_them(place: Path, launcher: tuple[str, ...]) -> None:
         where = (port, str(free.getsockname()[1]))
     done = subprocess.run(
         [sys.executable, "-m", *launcher, *where, *COMMAND, "--set", "models=[t5, tfidf]",
-         "--json"],
+         "--set", "trials=2", "--set", "training.report_to=[tensorboard]", "--json"],
         cwd=place, env=environment({}), capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     neural, fitted = json.loads(done.stdout)["models"]
-    assert (neural["trials"][0]["processes"], fitted["trials"][0]["processes"]) == (2, 1)
+    assert (neural["trials"][1]["processes"], fitted["trials"][1]["processes"]) == (2, 1)
+    assert len(list(place.glob("runs/default/t5/trial-*/trackers/**/events.*"))) >= 2
 
 
 def wait_for_a_checkpoint(place: Path) -> None:
@@ -185,5 +186,26 @@ def test_what_they_cannot_do_is_said_once(
 
 def test_what_the_main_process_refuses_ends_the_others(place: Path) -> None:
     main, other = ends(together(place, "--set", "data.path=nowhere.csv"))
-    assert (main[0], other[0]) == (2, 1)
+    assert (main[0], other[0]) == (2, 0)
     assert "nowhere.csv: cannot read the data" in main[2]
+    assert other[2] == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "env", "message"),
+    [
+        (("report", "."), {"WORLD_SIZE": "2", "RANK": "0"}, "tgsent report is for one process"),
+        (("run", "-c", "smoke"), {"WORLD_SIZE": "2"}, "but RANK does not say which one this is"),
+        (
+            ("run", "-c", "smoke", "--dry-run"),
+            {"WORLD_SIZE": "2", "RANK": "0"},
+            "--dry-run is for one process",
+        ),
+    ],
+)
+def test_what_is_for_one_process(
+    command: tuple[str, ...], env: dict[str, str], message: str, cli: Cli
+) -> None:
+    done = cli(*command, env=env)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr

@@ -13,10 +13,16 @@ import numpy as np
 import pytest
 
 from conftest import Cli
-from tgsent import attempt, metrics, sweep, trial
+from tgsent import attempt, execute, metrics, sweep, trial
 from tgsent.config import RunConfig, TrialSpec, load
 from tgsent.data import TrialSplits, ValidationSplits, load_dataset, make_splits
-from tgsent.errors import ConfigError, DataError, TgsentError, UnavailableError
+from tgsent.errors import (
+    ConfigError,
+    DataError,
+    RunFolderError,
+    TgsentError,
+    UnavailableError,
+)
 from tgsent.progress import Quiet
 from tgsent.records import Example, Failure, Prediction, Split, TrialResult
 
@@ -242,6 +248,43 @@ def test_a_sweep_that_was_stopped_goes_on(
     assert len(fresh.done) > 5
 
 
+def test_a_folder_that_would_refuse_the_winner_is_told_of_before_anything_is_trained(
+    tmp_path: Path, pretend: Callable[[Answer], Pretended]
+) -> None:
+    rates = "{training.learning_rate: [1.0e-4, 1.0e-3]}"
+    pretend(lambda spec, one: right(0.8, one))
+    first = carried_out(config(tmp_path, rates))
+    later = pretend(lambda spec, one: right(0.8, one))
+    for other, message in (
+        (config(tmp_path, rates, "training.batch_size=3"), "holds results of other settings"),
+        (config(tmp_path, rates, "trials=3"), "were chosen by other validation texts"),
+        (config(tmp_path, rates, "sweep.seed=5"), "were chosen by other validation texts"),
+    ):
+        with pytest.raises(RunFolderError, match=message):
+            carried_out(other)
+    assert later.done == []
+    # the winner may be run again as it is, and it is still said how it was chosen
+    kept = load(str(tmp_path / "smoke/config.yaml"))
+    dataset = load_dataset(kept.data)
+    about: dict[str, Any] = {"fresh": False, "command": ["tgsent"], "progress": Quiet()}
+    again = execute.run(kept, dataset, make_splits(dataset, kept), **about)
+    assert again["manifest"]["sweep"] == first["manifest"]["sweep"]
+    more = kept.model_copy(update={"trials": 3})
+    with pytest.raises(RunFolderError, match="that trials 1 to 2 do not test"):
+        execute.run(more, dataset, make_splits(dataset, more), **about)
+
+
+def test_optuna_may_ask_for_what_does_not_go_together(
+    tmp_path: Path, pretend: Callable[[Answer], Pretended]
+) -> None:
+    pretend(lambda spec, one: right(0.9 if spec.training.loss_on_padding else 0.7, one))
+    keys = "{training.loss: [label, full], training.loss_on_padding: [true, false]}"
+    found = carried_out(config(tmp_path, keys, "sweep.method=tpe", "sweep.variants=12"))
+    (told,) = found["manifest"]["sweep"]
+    assert told["settings"] == {"training.loss": "full", "training.loss_on_padding": True}
+    assert told["tried"] < 12
+
+
 def test_without_optuna_it_is_said_how_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +311,9 @@ def test_without_optuna_it_is_said_how_to_get_it(
         ("{keys: {training.epochs: [1]}, variants: 3}", "`variants` goes with"),
         ("{keys: {training.epochs: [1]}, method: tpe, variants: 3, halving: 2}", "`halving` goes"),
         ("{key: {}}", "unknown key; did you mean `keys`?"),
+        ("{keys: {evaluation.batch_size: [1, 2]}}", "changes no score"),
+        ("{keys: {training.epochs: {low: 1, high: 20000}}}", "is too large; `method: random`"),
+        ("{keys: {training.epochs: {low: 1, high: 2, step: 1}}}", "known keys: low, high, log"),
     ],
 )
 def test_a_mistake_in_a_sweep_is_found_before_anything_is_run(
@@ -284,6 +330,12 @@ def test_a_mistake_in_a_sweep_is_found_before_anything_is_run(
     [
         ((), {"only": ["gpt2:1"]}, "--only: the trials of a sweep are known when it has ended"),
         (("models=[{model: gpt2, as: sweep}]",), {}, 'the name "sweep" is taken'),
+        (
+            ("models=[{model: t5, training: {backend: simplet5}}]",
+             "sweep.keys={prompt.shots: [0, 2]}"),
+            {},
+            "must be 0 with `training.backend: simplet5`",
+        ),
         (("prompt.words={a: b, c: d}",), {}, "prompt.words of gpt2-001: must name the labels"),
         (
             ("sweep.keys={training.loss_on_padding: [true], training.loss: [full, label]}",

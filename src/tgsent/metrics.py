@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from tgsent.records import Prediction
 
@@ -104,5 +104,5 @@ def summarize(values: Sequence[float]) -> dict[str, Any]:
     if len(values) < 2:
         return {"mean": mean, "std": None, "ci95": None}
     std = float(np.std(values, ddof=1))
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * std / math.sqrt(len(values))
+    half = float(special.stdtrit(len(values) - 1, 0.975)) * std / math.sqrt(len(values))
     return {"mean": mean, "std": std, "ci95": [mean - half, mean + half]}
