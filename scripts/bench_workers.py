@@ -41,12 +41,13 @@ def main() -> None:
     print(f"\n{'one trial':<24}{'training':>14}{'evaluation':>14}")
     models = {"tiny GPT-2": ("-m", "gpt2", "--set", "training.epochs=3")}
     if args.model:
-        one_epoch = ("--set", "training.epochs=1", "--set", "data.sample_size=200")
+        one_epoch = ("--set", "training.epochs=1", "--set", "data.sample_size=400")
         random = ("--set", "training.init=random")
         models[args.model.name] = ("-m", str(args.model.resolve()), *random, *one_epoch)
     for name, settings in models.items():
         for count, launcher in ((1, ()), (2, TORCHRUN)):
-            found = run(launcher, "-n", "1", *settings, "--set", "data.test_fraction=0.2")
+            shared = ("--set", "data.test_fraction=0.2", "--set", "evaluation.batch_size=8")
+            found = run(launcher, "-n", "1", *settings, *shared)
             (trial,) = found["models"][0]["trials"]
             speeds = (trial[f"{part}_examples_per_second"] for part in ("train", "eval"))
             shown = "".join(f"{speed:8.1f} texts/s" for speed in speeds)

@@ -25,7 +25,7 @@ _T = TypeVar("_T")
 _work: list[object] = []
 
 _PATIENCE = timedelta(days=30)  # the others wait as long as the main process works alone
-_NUMBERS_AT_ONCE = 2**25  # of gradients: bounds the memory
+_LARGE = 2**20  # numbers of a tensor that goes by itself, without being copied
 
 
 @cache
@@ -155,24 +155,17 @@ def add_up(tensors: Sequence[Tensor]) -> None:
         return
     import torch
 
+    large = [tensor for tensor in tensors if tensor.numel() >= _LARGE and tensor.is_contiguous()]
+    rest = [tensor for tensor in tensors if tensor.numel() < _LARGE or not tensor.is_contiguous()]
     with _lost():
-        for some in _in_parts(tensors):
-            flat = torch.cat([tensor.flatten() for tensor in some])
+        for tensor in large:
+            torch.distributed.all_reduce(tensor)
+        if rest:  # together, as each message costs some time
+            flat = torch.cat([tensor.flatten() for tensor in rest])
             torch.distributed.all_reduce(flat)
-            parts = torch.split(flat, [tensor.numel() for tensor in some])
-            for tensor, part in zip(some, parts, strict=True):
+            parts = torch.split(flat, [tensor.numel() for tensor in rest])
+            for tensor, part in zip(rest, parts, strict=True):
                 tensor.copy_(part.view_as(tensor))
-
-
-def _in_parts(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    some: list[Tensor] = []
-    for tensor in tensors:
-        some.append(tensor)
-        if sum(one.numel() for one in some) >= _NUMBERS_AT_ONCE:
-            yield some
-            some = []
-    if some:
-        yield some
 
 
 @contextlib.contextmanager

@@ -57,14 +57,13 @@ def of_trial(spec: TrialSpec, split: Split, commit: str | None, precision: str) 
 
 def of_run(trials: Iterable[str]) -> str:
     """Sign a run by the signatures of its trials: what they share, and what differs in short."""
-    values: dict[str, list[str]] = {}
+    values: dict[str, dict[str, None]] = {}  # in the order found, each once
     for signature in trials:
         for part in signature.split("|"):
             key, _, value = part.partition(":")
-            if value not in values.setdefault(key, []):
-                values[key].append(value)
+            values.setdefault(key, {})[value] = None
     return "|".join(
-        f"{key}:{'+'.join(found) if len(found) <= _SHOWN else _hash(found)}"
+        f"{key}:{'+'.join(found) if len(found) <= _SHOWN else _hash(list(found))}"
         for key, found in values.items()
     )
 
