@@ -158,7 +158,7 @@ class _Sweep:
             return
         for settings in variants.listed(self._sweep):
             self._add(settings)
-        execute.fetch_models(self._run_config(), self.dataset, self.progress)
+        execute.fetch_models(self._run_config(self._tried), self.dataset, self.progress)
 
     def run(self) -> _Swept:
         """Try the variants, in rounds of successive halving or all at once."""
@@ -203,7 +203,7 @@ class _Sweep:
     def _train(self, chosen: Sequence[_Variant], number: int) -> None:
         """Train some of the variants in one round, and see what they score."""
         results = execute.run(
-            self._run_config(),
+            self._run_config(self._tried),
             self.dataset,
             self._rounds,
             fresh=False,
@@ -219,15 +219,15 @@ class _Sweep:
         for variant in chosen:
             variant.metrics.append(trials.get((variant.name, number + 1)))
 
-    def _run_config(self) -> RunConfig:
-        """Describe the run that trains the variants: a round is a trial of it."""
+    def _run_config(self, tried: Sequence[_Variant]) -> RunConfig:
+        """Describe the run that trains variants: a round is a trial of it."""
         output = self.config.output.model_copy(
             update={"dir": str(self.config.folder / FOLDER), "save_model": "none"}
         )
         return self.config.model_copy(
             update={
                 "name": self.name,
-                "models": tuple(variant.model for variant in self._tried),
+                "models": tuple(variant.model for variant in tried),
                 "trials": len(self._counts),
                 "output": output,
                 "sweep": None,
@@ -249,7 +249,7 @@ class _Sweep:
             }
             try:
                 variant = self._add(settings)
-                execute.fetch_models(self._run_config(), self.dataset, self.progress)
+                execute.fetch_models(self._run_config([variant]), self.dataset, self.progress)
             except ConfigError as error:  # settings that do not go together: another is asked for
                 self.progress.line(str(error))
                 self._tried = [one for one in self._tried if one.settings is not settings]
