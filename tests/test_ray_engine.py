@@ -33,16 +33,19 @@ SETTINGS = (
 )  # fmt: skip
 
 
+SMALL = {"object_store_memory": 100 * 2**20}  # in shared memory, of which there may be little
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """Three nodes; the head, where drivers are, has no room for trials."""
     with cluster_environment():
         found = Cluster(
             initialize_head=True,
-            head_node_args={"num_cpus": 0, "include_dashboard": False},
+            head_node_args={"num_cpus": 0, "include_dashboard": False, **SMALL},
         )
         for _ in range(2):
-            found.add_node(num_cpus=1)
+            found.add_node(num_cpus=1, **SMALL)
         yield found
         found.shutdown()
 
@@ -114,7 +117,7 @@ LONG = ("--set", "training.epochs=60", "--set", "models=[gpt2]", "-n", "3")
 
 
 def test_a_node_that_dies_costs_no_trial(place: Path, cluster: Cluster) -> None:
-    node = cluster.add_node(num_cpus=1)
+    node = cluster.add_node(num_cpus=1, **SMALL)
     process = start(place, cluster, *LONG)
     wait_for(lambda: is_at_work(node), "no trial was given to the third node")
     time.sleep(2)  # into the training
@@ -152,8 +155,8 @@ def test_a_machine_without_the_package_or_the_model_fails_the_trial(
     (place / "hidden").mkdir()
     (place / "hidden/sitecustomize.py").write_text("import sys\nsys.modules['tgsent'] = None\n")
     nodes = [
-        cluster.add_node(num_cpus=2, env_vars={"PYTHONPATH": str(place / "hidden")}),
-        cluster.add_node(num_cpus=3, env_vars={"HF_HOME": str(place / "nothing")}),
+        cluster.add_node(num_cpus=2, **SMALL, env_vars={"PYTHONPATH": str(place / "hidden")}),
+        cluster.add_node(num_cpus=3, **SMALL, env_vars={"HF_HOME": str(place / "nothing")}),
     ]
     loaded = models.load(tiny_models.tiny_spec(), tiny_models.examples(20))
     loaded.model.save_pretrained(place / "model")
