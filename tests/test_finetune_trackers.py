@@ -67,7 +67,9 @@ def test_a_tracker_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPa
 
 def test_what_trackers_print_is_no_result(capfd: pytest.CaptureFixture[str]) -> None:
     class Talks:
-        trackers: tuple[Any, ...] = ()
+        @property
+        def trackers(self) -> list[Any]:
+            return [self]
 
         def init_trackers(self, _project: str, config: dict[str, Any], init_kwargs: Any) -> None:
             assert config["model"] == "gpt2"
@@ -75,7 +77,7 @@ def test_what_trackers_print_is_no_result(capfd: pytest.CaptureFixture[str]) -> 
             assert init_kwargs["wandb"] == {"name": "gpt2 trial 1"}
             sys.stdout.write("* hello\n")
 
-        def end_training(self) -> None:
+        def finish(self) -> None:
             sys.stdout.write("* bye\n")
 
     spec = tiny_spec(training={"report_to": ("wandb",)})

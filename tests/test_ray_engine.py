@@ -33,6 +33,7 @@ SETTINGS = (
 )  # fmt: skip
 
 
+COVERAGE = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE")}
 SMALL = {"object_store_memory": 100 * 2**20}  # in shared memory, of which there may be little
 
 
@@ -52,10 +53,11 @@ def cluster() -> Iterator[Cluster]:
 
 @contextlib.contextmanager
 def cluster_environment() -> Iterator[None]:
-    """What the nodes are started with: no metrics, no coverage."""
-    settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_enable_metrics_collection": "0"}
+    """What the nodes are started with: no metrics, and nothing that measures what tests cover."""
     before = dict(os.environ)
-    os.environ.update(settings)
+    for name in COVERAGE:
+        del os.environ[name]
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_enable_metrics_collection": "0"}
     yield
     os.environ.clear()
     os.environ.update(before)
@@ -64,7 +66,7 @@ def cluster_environment() -> Iterator[None]:
 def start(place: Path, cluster: Cluster, *more: str, engine: str = "ray") -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "tgsent", "run", *SETTINGS, "--engine", engine, *more],
-        cwd=place, env=cli_environment({"RAY_ADDRESS": cluster.address}),
+        cwd=place, env=cli_environment({**COVERAGE, "RAY_ADDRESS": cluster.address}),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 

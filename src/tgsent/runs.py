@@ -56,8 +56,9 @@ def read(path: Path) -> StoredRun:
     config = _config(path)
     first = config.model_copy(update={"trials": 1})
     specs = {spec.name: spec for spec in first.trial_specs(manifest["data"]["labels"])}
+    failed = _failed(path)
     texts = {split["trial"]: _texts(split) for split in manifest["splits"]}
-    trials: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in config.names}
+    trials: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in (*config.names, *failed)}
     predictions, logs, left_out = {}, {}, []
     # by name and number: of numbers, those with fewer digits come first
     found = sorted(path.glob("*/trial-*"), key=lambda f: (f.parent.name, len(f.name), f.name))
@@ -79,10 +80,6 @@ def read(path: Path) -> StoredRun:
         predictions[key] = answers
         if with_log:
             logs[key] = log
-    planned = len(config.names) * config.trials
-    # where all is finished nothing has failed, and that file may be large
-    failed = _failed(path) if sum(len(trials[name]) for name in config.names) < planned else {}
-    trials |= {name: {} for name in failed if name not in trials}
     trials = {name: dict(sorted(own.items())) for name, own in trials.items()}
     manifest = {**manifest, "splits": _splits(manifest, trials)}
     failed = {
@@ -100,7 +97,7 @@ def read(path: Path) -> StoredRun:
         predictions=predictions,
         logs=logs,
         escape_formulas=config.output.escape_formulas,
-        planned=planned,
+        planned=len(config.names) * config.trials,
         left_out=tuple(left_out),
     )
 
