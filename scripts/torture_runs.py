@@ -158,8 +158,8 @@ class Place:
             self.note(f"start {spec.title}")
             return run_trial(spec, *args, **named)
 
-        def counted_write(folder: Any, spec: Any, result: Any) -> None:
-            write_trial(folder, spec, result)
+        def counted_write(folder: Any, spec: Any, *args: Any) -> None:
+            write_trial(folder, spec, *args)
             self.note(f"finish {spec.title}")
             self.note(f"memory {resident_memory()}")
 

@@ -342,6 +342,7 @@ def test_a_folder_and_a_file_that_is_no_text_are_no_configs(tmp_path: Path) -> N
         (("engine.kind=rya",), "must be 'local' or 'ray', not 'rya'"),
         (("engine.cpus_per_trial=0",), "must be greater than or equal to 1"),
         (("prompt.words={a: b, c: bc}",), "give them other words"),
+        (("function-x[y]=1",), "unknown key"),
     ],
 )
 def test_mistakes_in_engine_and_words(settings: tuple[str, ...], mistake: str) -> None:

@@ -1038,7 +1038,8 @@ def _describe(error: ErrorDetails, section: type[Section]) -> _Mistake:
     """Turn one of pydantic's errors into a path in the YAML and a sentence."""
     kind, path = error["type"], error["loc"]
     if kind in {"extra_forbidden", "invalid_key"}:
-        path = tuple(part for part in path if not _is_union_branch(part))
+        *above, last = path  # the key itself may look like anything
+        path = (*(part for part in above if not _is_union_branch(part)), last)
         keys = _keys_beside(path, section)
         near = difflib.get_close_matches(str(path[-1]), keys, n=1, cutoff=0.5)
         hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(keys)}"
