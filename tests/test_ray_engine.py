@@ -115,7 +115,7 @@ def test_a_cluster_does_what_one_process_does(place: Path, cluster: Cluster) -> 
     assert one["signature"] == two["signature"]
 
 
-LONG = ("--set", "training.epochs=60", "--set", "models=[gpt2]", "-n", "3")
+LONG = ("--set", "training.epochs=40", "--set", "models=[gpt2]", "-n", "3")
 
 
 def test_a_node_that_dies_costs_no_trial(place: Path, cluster: Cluster) -> None:
@@ -167,7 +167,7 @@ def test_a_machine_without_the_package_or_the_model_fails_the_trial(
     for cpus, reason in ((2, advice), (3, "./model")):
         settings = (
             "--set", f"engine.cpus_per_trial={cpus}",
-            "--set", "models=[{model: ./model, training: {init: pretrained}}]",
+            "--set", "models=[{model: ./model, training: {init: pretrained, max_tokens: 64}}]",
         )  # fmt: skip
         process = start(place, cluster, *settings, "--set", "trials=1", "--fresh")
         _, told = process.communicate(timeout=240)

@@ -74,6 +74,7 @@ def _cluster() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     ours = signal.getsignal(signal.SIGTERM)
     try:
+        _knock(address)
         ray.init(
             address=address or "local", log_to_driver=False, logging_level=logging.ERROR,
             include_dashboard=None if address else False,
@@ -90,6 +91,12 @@ def _cluster() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str | None) -> None:
+    """Raise OSError where nobody answers at `HOST:PORT`, which Ray would try for minutes."""
+    if address and (found := re.fullmatch(r"([^/]+):(\d+)", address)):
+        socket.create_connection((found[1], int(found[2])), timeout=10).close()
 
 
 def _own_threads() -> int:
@@ -173,7 +180,7 @@ class _Driver:
 def _reason(error: Exception) -> str:
     """Say in one line what a worker could not do at all."""
     text = str(error)
-    if missing := re.search(r"No module named '([^']+)'", text):
+    if missing := re.search(r"No module named '([^'.]+)", text):
         return (
             f"a machine of the cluster has no module {missing[1]}: there,"
             f" pip install 'tgsent[ray]=={__version__}'"
