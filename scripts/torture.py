@@ -50,9 +50,9 @@ def do(part: str, folder: Path, *, short: bool, seed: int) -> Tally | None:
     if part == "disk":
         return torture_runs.fill_a_disk(folder, 6 if short else 60)
     if part == "configs":
-        return torture_inputs.feed_configs(folder, 5_000 if short else 50_000, seed)
+        return torture_inputs.feed_configs(folder, 2_000 if short else 50_000, seed)
     if part == "data":
-        return torture_inputs.feed_data_files(folder, 2_000 if short else 20_000, seed)
+        return torture_inputs.feed_data_files(folder, 1_000 if short else 20_000, seed)
     return soak(folder)
 
 
