@@ -10,7 +10,7 @@ from conftest import ROOT, cli_environment
 
 # and how many cases each must have tried
 PARTS = {
-    "kills": 30, "writes": 10, "full": 8, "disk": 6, "configs": 5_000, "data": 2_000, "memory": 50,
+    "kills": 30, "writes": 10, "full": 8, "disk": 6, "configs": 2_000, "data": 1_000, "memory": 50,
 }  # fmt: skip
 
 
