@@ -5,7 +5,7 @@ import sys
 
 from conftest import ROOT, cli_environment
 
-SEEDS = 5
+SEEDS = 3
 
 
 def test_scores_are_those_of_the_plain_way() -> None:
