@@ -327,4 +327,4 @@ def optimism(
     table = np.stack([draws[name] for name in answers])  # (variants, draws)
     best = table.argmax(axis=0)
     as_they_are = np.array([scores[name] for name in answers])
-    return float(np.mean(table.max(axis=0) - as_they_are[best]))
+    return max(0.0, float(np.mean(table.max(axis=0) - as_they_are[best])))
