@@ -89,7 +89,7 @@ def _plan_sweep(config: RunConfig, dataset: Dataset, splits: TrialSplits) -> dic
     sweep = config.sweep
     if sweep is None:
         return None
-    counts = variants.rungs(variants.count(sweep), sweep.halving)
+    counts = variants.counts(sweep)
     shares = variants.shares(counts, sweep.halving)
     rounds = ValidationSplits(splits, dataset.labels, sweep, shares).summaries
     return {

@@ -178,10 +178,10 @@ class _Sweep:
         assert self.config.sweep is not None  # noqa: S101  else there is nothing to do here
         return self.config.sweep
 
-    @property
+    @cached_property
     def _counts(self) -> list[int]:
         """How many variants each round trains."""
-        return variants.rungs(variants.count(self._sweep), self._sweep.halving)
+        return variants.counts(self._sweep)
 
     @cached_property
     def _rounds(self) -> Splits:

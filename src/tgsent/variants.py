@@ -86,6 +86,11 @@ def rungs(variants: int, halving: int | None) -> list[int]:
     return counts
 
 
+def counts(sweep: SweepConfig) -> list[int]:
+    """Give how many variants each round of this sweep trains."""
+    return rungs(count(sweep), sweep.halving)
+
+
 def shares(counts: Sequence[int], halving: int | None) -> list[float]:
     """Give the share of the training texts that each of these rounds trains on."""
     return [float(halving or 1) ** (number + 1 - len(counts)) for number in range(len(counts))]
