@@ -5,8 +5,8 @@
 A cluster that answers at once, at random, stands for Ray. All else is the real thing: splits,
 locks, files that the disk must hold before it goes on, the growing table, the reports. Then it is
 asked for again, which finds all trials finished, and `tgsent report` shows the folder. Exits with 1
-where fewer than 200 trials are finished in a second, a report (but JSON) takes 5 s or more, or a trial
-costs more than 20 kB of memory, which is what the table itself takes.
+where fewer than 200 trials are finished in a second, a report (but JSON) takes 5 s or more, or a
+trial costs more than 20 kB of memory, which is what the table itself takes.
 """
 
 from __future__ import annotations
