@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tgsent import data, models
+from tgsent import data, models, tiny
 from tgsent.config import LoraConfig, RunConfig, TrainingConfig
 from tgsent.errors import ConfigError, UnavailableError
 from tgsent.finetune import speedups, trainable
@@ -77,9 +77,9 @@ def test_gradient_checkpointing_keeps_less_and_gives_the_same_gradients(
 def test_gradient_checkpointing_gives_the_same_trial_dropout_and_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = models.tiny_architecture(tiny_spec("gpt2"))
+    config = tiny.architecture("gpt2", "gpt2", 64)
     config.embd_pdrop = config.resid_pdrop = config.attn_pdrop = 0.1
-    monkeypatch.setattr(models, "tiny_architecture", lambda _: config)
+    monkeypatch.setattr(tiny, "architecture", lambda *_: config)
     # it is left out beside checkpointing, and where it is not, all copies of a prefix drop the same
     monkeypatch.setattr(speedups, "read_prefix_once", lambda _: None)
     plain, less = (

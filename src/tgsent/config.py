@@ -661,6 +661,11 @@ class RunConfig(Section):
         return yaml_source.dump(self.dump())
 
 
+LATER_KEYS: dict[tuple[str, str], Any] = {("prompt", "words"): None}
+"""Keys that run folders of earlier versions lack, each with the value that does what those versions
+did. At that value a key is in no fingerprint or signature, so that old trials keep theirs."""
+
+
 class TrialSpec(Section):
     """The recipe of one trial of one model: all, beside the split, that its result depends on."""
 
@@ -691,8 +696,10 @@ class TrialSpec(Section):
                 "evaluation": {"batch_size"},
             },
         )
-        if self.prompt.words is None:  # as before there were any
-            del settings["prompt"]["words"]
+        for section, key in LATER_KEYS:
+            values = settings[section]
+            if values.get(key) == LATER_KEYS[section, key]:
+                del values[key]
         canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,8 +10,6 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
-from tokenizers import models as tokenizer_models
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -21,28 +17,21 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     GenerationConfig,
-    GPT2Config,
-    GPTNeoConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-    T5Config,
 )
 
-from tgsent import environment, hub, memory
+from tgsent import environment, hub, memory, tiny
 from tgsent.aliases import ALIASES, alias_of
 from tgsent.config import TrainingConfig, TrialSpec
 from tgsent.errors import ConfigError, UnavailableError
 from tgsent.finetune import causal, loop, seq2seq, simplet5, trackers, trainable
 from tgsent.finetune.family import Batch, Counted, Family, SpecialIds
-from tgsent.prompts import PromptEncoder, parse, render_prompt, render_target
+from tgsent.prompts import PromptEncoder, parse
 from tgsent.records import Encoded, Example
 
 PAD_TOKEN = "<|pad|>"
-_TINY_BPE_VOCABULARY = 8_000
-_TINY_UNIGRAM_VOCABULARY, _LEAST_PIECES = 3_000, 2_000
-_LONGEST_PIECE = 16
 _VOCABULARIES = (
     "tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model",
     "sentencepiece.bpe.model", "tokenizer_config.json",
@@ -73,7 +62,7 @@ def load(spec: TrialSpec, train: Iterable[Example]) -> LoadedModel:
     """
     init, snapshot = spec.training.init, hub.fetch_for(spec)
     if snapshot is None:
-        config, tokenizer = _tiny(spec, train)
+        config, tokenizer = tiny.build(spec, _model_type(spec.model), train)
     else:
         config = _config(spec.model, snapshot.folder)
         tokenizer = _tokenizer(spec.model, snapshot.folder)
@@ -122,7 +111,7 @@ def check(spec: TrialSpec, *, here: bool = True) -> None:
     """
     check_backend(spec)
     if spec.training.init == "tiny":
-        tiny_architecture(spec)
+        tiny.architecture(spec.model, _model_type(spec.model), spec.training.max_tokens)
     else:
         loaded = describe(spec, ())
         prompt_encoder(loaded, spec)
@@ -337,137 +326,3 @@ def _model_type(name: str) -> str:
     if alias := alias_of(name):
         return ALIASES[alias].model_type
     return str(_config(name, hub.fetch(name, weights=False).folder).model_type)
-
-
-def tiny_architecture(spec: TrialSpec) -> PreTrainedConfig:
-    """Give a small architecture of the model's family.
-
-    GPT-Neo and T5 do not scale their attention scores; many small heads are to keep those of an
-    untrained model from saturating. Most sizes were chosen by the scores on the very test splits
-    that the README's commands give; later choices (no dropout, wider initial weights,
-    T5's one encoder layer and its vocabulary, all for fewer and faster steps) on a fifth of the
-    texts of a training split.
-    """
-    model_type = _model_type(spec.model)
-    positions = spec.training.max_tokens
-    if model_type == "gpt2":
-        return GPT2Config(
-            n_embd=128,
-            n_layer=2,
-            n_head=4,
-            n_positions=positions,
-            embd_pdrop=0.0,
-            resid_pdrop=0.0,
-            attn_pdrop=0.0,
-            initializer_range=0.05,
-            activation_function="gelu_pytorch_tanh",  # the same function, fused
-        )
-    if model_type == "gpt_neo":
-        return GPTNeoConfig(
-            hidden_size=128,
-            num_layers=2,
-            num_heads=16,
-            initializer_range=0.03,
-            activation_function="gelu_pytorch_tanh",
-            attention_types=[[["global", "local"], 1]],
-            max_position_embeddings=positions,
-        )
-    if model_type == "t5":
-        return T5Config(
-            d_model=128,
-            d_ff=256,
-            num_layers=1,
-            num_decoder_layers=1,
-            num_heads=16,
-            d_kv=8,
-            dropout_rate=0.0,
-        )
-    raise ConfigError(
-        f"training.init: there is no tiny architecture of the kind of {spec.model}"
-        f' ("{model_type}"); there are gpt2, gpt_neo and t5'
-    )
-
-
-def _tiny(
-    spec: TrialSpec, train: Iterable[Example]
-) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
-    """Build a tiny architecture and train its tokenizer on the training split alone."""
-    config = tiny_architecture(spec)
-    texts = [
-        render_prompt(spec.prompt, example.text) + render_target(spec.prompt, example.label)
-        for example in train
-    ]
-    tokenizer = _train_unigram(texts) if config.is_encoder_decoder else _train_byte_level_bpe(texts)
-    config.vocab_size = len(tokenizer)
-    config.bos_token_id = tokenizer.bos_token_id
-    config.eos_token_id = tokenizer.eos_token_id
-    config.pad_token_id = tokenizer.pad_token_id
-    if config.is_encoder_decoder:
-        config.decoder_start_token_id = tokenizer.pad_token_id
-    return config, tokenizer
-
-
-def _train_byte_level_bpe(texts: list[str]) -> PreTrainedTokenizerBase:
-    """GPT-2's kind of tokenizer: byte-level BPE (Radford et al. 2019)."""
-    end = "<|endoftext|>"
-    tokenizer = Tokenizer(tokenizer_models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=_TINY_BPE_VOCABULARY,
-            min_frequency=2,
-            special_tokens=[end],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=end, eos_token=end, unk_token=end
-    )
-
-
-def _train_unigram(texts: list[str]) -> PreTrainedTokenizerBase:
-    """T5's kind of tokenizer: a unigram language model over pieces of words (Kudo 2018).
-
-    The pieces are the most frequent substrings of words, weighted by their length, which is where
-    Kudo's algorithm starts; its further rounds, for smaller vocabularies, are left out: as the
-    libraries do them, frequent words are lost when no longer word holds them (` positive` becomes
-    three pieces), and the result differs from run to run.
-    """
-    normalizer = normalizers.NFKC()
-    splitter = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
-    )
-    words = Counter(
-        word
-        for text in texts
-        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))
-    )
-    counts: Counter[str] = Counter()
-    for word, count in words.items():
-        for start in range(len(word)):
-            for end in range(start + 1, min(len(word), start + _LONGEST_PIECE) + 1):
-                counts[word[start:end]] += count
-    characters = sorted(piece for piece in counts if len(piece) == 1)
-    frequent = sorted(
-        (piece for piece, count in counts.items() if len(piece) > 1 and count > 1),
-        key=lambda piece: (-counts[piece] * len(piece), piece),
-    )
-    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    size = max(_TINY_UNIGRAM_VOCABULARY - len(special), len(characters) + _LEAST_PIECES)
-    pieces = [*characters, *frequent][:size]
-    total = math.log(sum(counts[piece] for piece in pieces))
-    scored = [(piece, math.log(counts[piece]) - total) for piece in pieces]
-    tokenizer = Tokenizer(tokenizer_models.Unigram([*special, *scored], unk_id=2))
-    tokenizer.normalizer = normalizer
-    tokenizer.pre_tokenizer = splitter
-    tokenizer.decoder = decoders.Metaspace()
-    # as T5's does; only whoever asks for special tokens sees it, and our own encoding does not
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
-    )

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tgsent import __version__
-from tgsent.config import DataConfig, TrialSpec
+from tgsent.config import LATER_KEYS, DataConfig, TrialSpec
 from tgsent.records import Split
 
 METRIC = "macro_f1"
@@ -34,8 +34,11 @@ def of_trial(spec: TrialSpec, split: Split, commit: str | None, precision: str) 
     """Sign one trial; `precision` is what it was trained in."""
     training = spec.training.model_dump(mode="json", exclude={"device", "report_to"})
     recipe = "fitted" if spec.is_baseline else _hash(training)
-    words = {"words"} if spec.prompt.words is None else set()
-    prompt = spec.prompt.model_dump(mode="json", exclude=words)
+    prompt = {
+        key: value
+        for key, value in spec.prompt.model_dump(mode="json").items()
+        if ("prompt", key) not in LATER_KEYS or value != LATER_KEYS["prompt", key]
+    }
     model = f"{spec.model}@{commit[:12]}" if commit else spec.model
     parts = {
         "tgsent": __version__,

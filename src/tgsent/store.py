@@ -20,7 +20,7 @@ import filelock
 import yaml
 
 from tgsent import files
-from tgsent.config import RunConfig, TrialSpec
+from tgsent.config import LATER_KEYS, RunConfig, TrialSpec
 from tgsent.errors import RunFolderError
 from tgsent.files import write_atomic
 from tgsent.records import Prediction, SplitSummary, TrialResult
@@ -31,6 +31,9 @@ _FREE_KEYS = (
     "name", "models", "trials", "output.", "engine.", "training.device", "training.report_to",
     "evaluation.batch_size",
 )  # fmt: skip
+
+
+_LATER = {f"{section}.{key}": value for (section, key), value in LATER_KEYS.items()}
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,7 @@ class RunFolder:
         differing = [
             f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
             for key in dict.fromkeys((*old, *new))
-            if old.get(key) != new.get(key) and not key.startswith(_FREE_KEYS)
+            if old.get(key, _LATER.get(key)) != new.get(key) and not key.startswith(_FREE_KEYS)
         ]
         old_models, new_models = _models(before), _models(now)
         differing += [
