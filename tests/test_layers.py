@@ -35,7 +35,7 @@ LAYERS = (
             "finetune._simplet5_worker",
         ),
     ),
-    (3, ("memory", "baselines", "tiny")),
+    (3, ("memory", "baselines", "tiny", "chat")),
     (3, ("models",)),
     (4, ("evaluate",)),
     (4, ("trial", "model_card")),

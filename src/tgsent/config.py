@@ -157,6 +157,10 @@ class PromptConfig(Section):
     """`{label: word}`: what stands for each label in `target`, for this model or variant alone; the
     label itself is what the word is read back as, and what is scored. `null`: the labels
     themselves, which `data.labels` names for all."""
+    template: Literal["plain", "chat"] = "plain"
+    """`plain`: the prompt as it is; `chat`: the prompt is a user's turn in the tokenizer's own chat
+    template, and the completion, without white space around it, the assistant's answer, for models
+    tuned to follow instructions. Thinking is switched off where the template knows how."""
     start_token: Annotated[str, Field(min_length=1)] | None = None
     """Special token before the prompt, added to the vocabulary where it is new. `null`: the
     tokenizer's own beginning-of-text token where it has one (GPT-2 and GPT-Neo), else none (T5)."""
@@ -185,6 +189,14 @@ class PromptConfig(Section):
         if words and (problem := label_words_problem(tuple(words.values()), "other words")):
             raise PydanticCustomError("labels", "{problem}", {"problem": problem})
         return words
+
+    @model_validator(mode="after")
+    def _a_chat_starts_by_itself(self) -> Self:
+        if self.template == "chat" and self.start_token is not None:
+            raise PydanticCustomError(
+                "template", "`start_token` must be null with `template: chat`, which has its own"
+            )
+        return self
 
     def word(self, label: str) -> str:
         """Give what stands for a label."""
@@ -661,7 +673,10 @@ class RunConfig(Section):
         return yaml_source.dump(self.dump())
 
 
-LATER_KEYS: dict[tuple[str, str], Any] = {("prompt", "words"): None}
+LATER_KEYS: dict[tuple[str, str], Any] = {
+    ("prompt", "words"): None,
+    ("prompt", "template"): "plain",
+}
 """Keys that run folders of earlier versions lack, each with the value that does what those versions
 did. At that value a key is in no fingerprint or signature, so that old trials keep theirs."""
 
@@ -991,6 +1006,7 @@ def _simplet5_mistakes(values: Any) -> Iterable[_Mistake]:
             yield _Mistake(("models", index, "model"), message, f", not {_short(name)}")
         for section, key, allowed in (
             ("prompt", "start_token", None),
+            ("prompt", "template", "plain"),
             ("prompt", "shots", 0),
             ("evaluation", "decoding", "free"),
         ):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -22,13 +24,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from tgsent import environment, hub, memory, tiny
+from tgsent import chat, environment, hub, memory, tiny
 from tgsent.aliases import ALIASES, alias_of
 from tgsent.config import TrainingConfig, TrialSpec
-from tgsent.errors import ConfigError, UnavailableError
+from tgsent.errors import ConfigError, TgsentError, UnavailableError
 from tgsent.finetune import causal, loop, seq2seq, simplet5, trackers, trainable
 from tgsent.finetune.family import Batch, Counted, Family, SpecialIds
-from tgsent.prompts import PromptEncoder, parse
+from tgsent.prompts import PromptEncoder, encode_markup, parse
 from tgsent.records import Encoded, Example
 
 PAD_TOKEN = "<|pad|>"
@@ -67,6 +69,7 @@ def load(spec: TrialSpec, train: Iterable[Example]) -> LoadedModel:
         config = _config(spec.model, snapshot.folder)
         tokenizer = _tokenizer(spec.model, snapshot.folder)
     _prepare_tokenizer(tokenizer, spec)
+    _check_generates(config, spec.model)
     family: Family = seq2seq if config.is_encoder_decoder else causal
     # tgsent pads by itself; this is for those who generate with the saved tokenizer, and is saved
     # with it only where it stands in both places
@@ -82,14 +85,13 @@ def load(spec: TrialSpec, train: Iterable[Example]) -> LoadedModel:
             lambda source: _all_of_the_weights(spec.model, auto, source),
         )
     else:
-        model = auto.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+        model = _build(spec.model, auto, config)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    start = getattr(config, "decoder_start_token_id", None)
     ids = SpecialIds(
         pad=tokenizer.pad_token_id,
-        end=tokenizer.eos_token_id,
-        decoder_start=tokenizer.pad_token_id if start is None else start,
+        end=_end_id(tokenizer, spec),
+        decoder_start=_decoder_start(model, tokenizer),
     )
     # whatever the weights came with (sampling, penalties, lengths) does not belong to our recipe
     model.generation_config = GenerationConfig(
@@ -187,8 +189,7 @@ def prompt_encoder(
     Raises ConfigError where the tokenizer cannot write a label word so that it can be read back.
     """
     tokenizer, is_seq2seq = loaded.tokenizer, loaded.family is seq2seq
-    start = spec.prompt.start_token or tokenizer.bos_token
-    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    special = special_ids(tokenizer)
     if tokenizer.unk_token_id not in {loaded.ids.end, loaded.ids.pad}:
         special.discard(tokenizer.unk_token_id)  # an unknown sign is data like any other
 
@@ -198,7 +199,7 @@ def prompt_encoder(
         ]
         return ids
 
-    builder = partial(
+    build = partial(
         PromptEncoder,
         prompt=spec.prompt,
         labels=spec.labels,
@@ -208,11 +209,20 @@ def prompt_encoder(
         max_tokens=spec.training.max_tokens,
         target_counts=not is_seq2seq,
     )
-    start_ids = (_id_of(tokenizer, start),) if start else ()
-    encoder: PromptEncoder = builder(
-        start_ids=start_ids + (builder().encode_shots(shots) if shots else ()),
-        stop_ids=(loaded.ids.end,) if is_seq2seq else (),
-    )
+    start_ids, around = _surroundings(loaded, spec, len(shots))
+    for shot, (before, after) in zip(shots, around, strict=False):
+        encoder: PromptEncoder = build(
+            start_ids=encode_markup(encode_texts, before), start=before,
+            stop_ids=encode_markup(encode_texts, after), stop=after,
+        )  # fmt: skip
+        (shown,) = encoder.encode_examples([shot])
+        start_ids = (*start_ids, *shown.prompt, *shown.target[:-1])
+    before, after = around[-1]
+    encoder = build(
+        start_ids=(*start_ids, *encode_markup(encode_texts, before)), start=before,
+        stop_ids=(loaded.ids.end,) if is_seq2seq else encode_markup(encode_texts, after),
+        stop=after,
+    )  # fmt: skip
     for label, target in encoder.targets.items():
         if parse(spec.prompt, spec.labels, loaded.decode(target[:-1])) != label:
             raise ConfigError(
@@ -220,6 +230,55 @@ def prompt_encoder(
                 f' "{loaded.decode(target[:-1]).strip()}"; choose another word with data.labels'
             )
     return encoder
+
+
+def _surroundings(
+    loaded: LoadedModel, spec: TrialSpec, shots: int
+) -> tuple[tuple[int, ...], Sequence[tuple[str, str]]]:
+    """Return the ids that a prompt begins with, and the strings around the prompt of each example.
+
+    Worked examples, and after them the text itself, are turns of a chat, or have an empty line
+    between them.
+    """
+    if spec.prompt.template == "chat":
+        return (), chat.markup(loaded.tokenizer, spec.model, shots).around
+    start = spec.prompt.start_token or loaded.tokenizer.bos_token
+    start_ids = (_id_of(loaded.tokenizer, start),) if start else ()
+    return start_ids, [("", ""), *[("\n\n", "")] * shots]
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the ids of what the tokenizer itself calls special.
+
+    Other added tokens are text: line breaks of Gemma 3, runs of spaces of GPT-NeoX.
+    """
+    added = tokenizer.added_tokens_decoder
+    return {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
+
+
+def _end_id(tokenizer: PreTrainedTokenizerBase, spec: TrialSpec) -> int:
+    """Return the token that ends an answer: in a chat that of the template."""
+    if spec.prompt.template == "chat":
+        return _id_of(tokenizer, chat.markup(tokenizer, spec.model).end)
+    return int(tokenizer.eos_token_id)
+
+
+def _decoder_start(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return what the decoder of a seq2seq model reads first, as the library has it.
+
+    T5 starts with padding, BART with its EOS token, T5Gemma with its BOS token, which is named in
+    the configuration of its decoder alone.
+    """
+    if not model.config.is_encoder_decoder:
+        return int(tokenizer.pad_token_id)
+    decoder = model.config.get_text_config(decoder=True)
+    places = (
+        (model.config, "decoder_start_token_id"),
+        (model.generation_config, "decoder_start_token_id"),
+        (decoder, "bos_token_id"),
+    )
+    found = (getattr(place, name, None) for place, name in places)
+    return next((int(one) for one in found if one is not None), int(tokenizer.pad_token_id))
 
 
 def _id_of(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
@@ -230,12 +289,33 @@ def _from_folder(name: str, folder: Path, load_from: Callable[[Path], _T]) -> _T
     """Call a loader of transformers; raise UnavailableError with a way out where it fails."""
     try:
         return load_from(folder)
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
+    except TgsentError:
+        raise
+    except Exception as error:
+        # the library raises all kinds of exceptions for files that it cannot make sense of
+        if memory.is_out_of_memory(error):
+            raise
         raise UnavailableError(
-            f"the model {name} cannot be loaded from {folder}: {reason[:300]}\n"
+            f"the model {name} cannot be loaded from {folder}: {_one_line(error)}\n"
             "name another model or folder, or try `tgsent run -c smoke`, which needs neither"
         ) from error
+
+
+def _build(name: str, auto: Any, config: PreTrainedConfig) -> PreTrainedModel:
+    """Build an architecture with fresh weights; raise ConfigError where the library cannot."""
+    try:
+        model: PreTrainedModel = auto.from_config(config, dtype=torch.float32)
+    except Exception as error:
+        if memory.is_out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"{name}: no model can be built from its config.json: {_one_line(error)}"
+        ) from error
+    return model
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def _config(name: str, folder: Path) -> PreTrainedConfig:
@@ -245,6 +325,11 @@ def _config(name: str, folder: Path) -> PreTrainedConfig:
             raise UnavailableError(
                 f"{name}: asks to run code of its own ({source / 'config.json'}: auto_map), which"
                 " tgsent never does; choose a model that transformers knows"
+            )
+        if method := (values.get("quantization_config") or {}).get("quant_method"):
+            raise ConfigError(
+                f"{name}: its weights are quantised ({method}), and tgsent trains whole ones;"
+                " take the model that they were made from"
             )
         config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False)
         return config
@@ -312,9 +397,35 @@ def _check_start_token(tokenizer: PreTrainedTokenizerBase, spec: TrialSpec) -> N
         )
 
 
+def _check_generates(config: PreTrainedConfig, name: str) -> None:
+    """Refuse what does not write text from left to right."""
+    kind = f'a model of the kind "{config.model_type}"'
+    generating: Container[type[PreTrainedConfig]] = (
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+        if config.is_encoder_decoder
+        else MODEL_FOR_CAUSAL_LM_MAPPING
+    )
+    if type(config) not in generating:
+        text = " (its text part alone may be)" if hasattr(config, "text_config") else ""
+        raise ConfigError(
+            f"{name}: {kind} is no language model that generates text{text};"
+            " take a causal or seq2seq language model"
+        )
+    bidirectional = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not (
+        config.is_encoder_decoder or getattr(config, "is_decoder", False)
+    )
+    attention = getattr(config.get_text_config(), "use_bidirectional_attention", None)
+    if bidirectional or attention in (True, "all"):
+        raise ConfigError(
+            f"{name}: {kind} reads in both directions, so that in training it sees the label that"
+            " it is to generate; take a causal or seq2seq language model"
+        )
+
+
 def _check_positions(config: PreTrainedConfig, spec: TrialSpec) -> None:
     """Refuse texts longer than the model has positions for (T5's are relative and unbounded)."""
-    limit = None if config.is_encoder_decoder else getattr(config, "max_position_embeddings", None)
+    reading = config.get_text_config(encoder=True) if config.is_encoder_decoder else config
+    limit = getattr(reading.get_text_config(), "max_position_embeddings", None)
     if limit is not None and spec.training.max_tokens > limit:
         raise ConfigError(
             f"training.max_tokens: {spec.training.max_tokens} is more than the {limit} positions of"

@@ -7,7 +7,7 @@ library: a tokenizer is whatever turns strings into token ids.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 
 from tgsent.config import PromptConfig, TrialSpec
@@ -16,6 +16,9 @@ from tgsent.records import Encoded, Example
 
 EncodeTexts = Callable[[list[str]], list[list[int]]]
 """Token ids of each text, without any special tokens added around it."""
+
+_ANY_TEXT = "a"
+"""Stands for any text, so that what follows it is encoded as a continuation."""
 
 _TEXTS_AT_ONCE = 10_000  # a tokenizer makes more of a text, for a while, than the ids that we keep
 
@@ -27,8 +30,9 @@ def render_prompt(prompt: PromptConfig, text: str) -> str:
 
 
 def render_target(prompt: PromptConfig, label: str) -> str:
-    """Write the completion of a label."""
-    return prompt.target.replace("{label}", prompt.word(label))
+    """Return the completion of a label; an answer in a chat begins without white space."""
+    target = prompt.target.replace("{label}", prompt.word(label))
+    return target.strip() if prompt.template == "chat" else target
 
 
 def parse(prompt: PromptConfig, labels: Iterable[str], generated: str) -> str | None:
@@ -61,6 +65,15 @@ def choose_shots(train: Sequence[Example], spec: TrialSpec) -> tuple[Example, ..
     return tuple(chosen)
 
 
+def encode_markup(encode_texts: EncodeTexts, markup: str) -> tuple[int, ...]:
+    """Encode what stands around texts, special tokens and all, as a continuation."""
+    if not markup:
+        return ()
+    first, both = encode_texts([_ANY_TEXT, _ANY_TEXT + markup])
+    split = both[: len(first)] == first
+    return tuple(both[len(first) :] if split else encode_texts([markup])[0])
+
+
 @dataclass
 class PromptEncoder:
     r"""Encode prompts and completions for one tokenizer.
@@ -69,6 +82,8 @@ class PromptEncoder:
     prompt is its prefix token for token. The prompt is `start + head and text + tail + stop`;
     head and text are encoded together (`Tweet: I` holds the one token for ` I`), the tail
     (`\nSentiment:`) on its own, so that a text too long is cut at its own end and nowhere else.
+    Each part is encoded as what follows the one before it: some tokenizers (Llama 2's, Mistral's)
+    put a space before whatever they take for the beginning of a text.
 
     Raises ConfigError where the template leaves no room in `max_tokens`.
     """
@@ -82,8 +97,13 @@ class PromptEncoder:
     """Ends every target."""
     max_tokens: int
     start_ids: tuple[int, ...] = ()
+    start: str = ""
+    """The string that `start_ids` end with and the head follows; empty at the beginning of a text.
+    It may hold special tokens, as may `stop`."""
     stop_ids: tuple[int, ...] = ()
-    """Ends every prompt (seq2seq models read prompts that end in the end token)."""
+    """Ends every prompt (seq2seq models read prompts that end in the EOS token)."""
+    stop: str = ""
+    """The string of `stop_ids`, where the target follows it."""
     target_counts: bool = True
     """Whether `max_tokens` bounds prompt and target together, or the prompt alone."""
     truncated: int = field(default=0, init=False)
@@ -95,10 +115,10 @@ class PromptEncoder:
 
     def __post_init__(self) -> None:
         self._head, tail = self.prompt.input.split("{text}")
-        self._tail = tuple(self._encode_data(tail)) if tail else ()
+        self._tail = tuple(self._encode_after(_ANY_TEXT, tail)) if tail else ()
+        before = self.stop or tail or self._head or _ANY_TEXT
         self.targets: dict[str, tuple[int, ...]] = {
-            label: (*self._encode_data(render_target(self.prompt, label)), self.end_id)
-            for label in self.labels
+            label: (*self._encode_target(before, label), self.end_id) for label in self.labels
         }
         around = len(self.start_ids) + len(self._tail) + len(self.stop_ids)
         if self.target_counts:
@@ -116,11 +136,19 @@ class PromptEncoder:
         prompts: list[tuple[int, ...]] = []
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
             some = [self._head + text for text in texts[start : start + _TEXTS_AT_ONCE]]
-            prompts += map(self._prompt, some, self.encode_texts(some))
+            prompts += map(self._prompt, self._encode_bodies(some))
         return prompts
 
-    def _prompt(self, text: str, ids: list[int]) -> tuple[int, ...]:
-        body = self._encode_data(text) if self._special_in(ids) else ids
+    def _encode_bodies(self, bodies: list[str]) -> Iterator[list[int]]:
+        """Encode head and text together, as what follows the start."""
+        (before,) = self.encode_texts([self.start]) if self.start else [[]]
+        encoded = self.encode_texts([self.start + body for body in bodies])
+        for body, ids in zip(bodies, encoded, strict=True):
+            own = ids[len(before) :]
+            split = ids[: len(before)] == before and not self._special_in(own)
+            yield own if split else self._encode_data(body)
+
+    def _prompt(self, body: list[int]) -> tuple[int, ...]:
         if (lost := len(body) - self.room) > 0:
             self.truncated += 1
             self.truncated_tokens += lost
@@ -136,11 +164,18 @@ class PromptEncoder:
             for prompt, example in zip(prompts, examples, strict=True)
         ]
 
-    def encode_shots(self, shots: Sequence[Example]) -> tuple[int, ...]:
-        """Encode worked examples, each prompt and completion with an empty line after it."""
-        between = self._encode_data("\n\n")
-        encoded = self.encode_examples(shots)
-        return tuple(i for e in encoded for i in (*e.prompt, *e.target[:-1], *between))
+    def _encode_target(self, before: str, label: str) -> list[int]:
+        target = render_target(self.prompt, label)
+        follows = self.target_counts  # the decoder of a seq2seq model begins with it
+        return self._encode_after(before, target) if follows else self._encode_data(target)
+
+    def _encode_after(self, before: str, text: str) -> list[int]:
+        """Encode a text as what follows another."""
+        first, both = self.encode_texts([before, before + text])
+        own = both[len(first) :]
+        if both[: len(first)] != first or self._special_in(own):
+            return self._encode_data(text)  # a token may reach over the border
+        return own
 
     def _encode_data(self, text: str) -> list[int]:
         """Encode a text none of whose parts may become a special token.

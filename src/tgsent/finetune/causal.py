@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from tgsent.finetune.family import (
     IGNORE,
@@ -62,27 +65,71 @@ def prompt_batch(prompts: Sequence[tuple[int, ...]], ids: SpecialIds) -> Batch:
 def log_likelihoods(
     model: PreTrainedModel, batch: Batch, targets: Sequence[tuple[int, ...]], ids: SpecialIds
 ) -> Tensor:
-    """Read the prompts once; let each target follow them in the cache, which then forgets it."""
+    """Read the prompts once; let each target follow them in the cache."""
     del ids
-    mask = batch["attention_mask"]
+    mask = batch["attention_mask"]  # (B, T)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    cache = DynamicCache(config=model.config)
-    with_cache = {cache_argument(model): cache, "use_cache": True}
-    read = model(**batch, position_ids=positions, logits_to_keep=1, **with_cache)
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    read = _read(model, batch["input_ids"], mask, positions, cache, keep=1)  # (B, 1, vocabulary)
     columns = []
     for target in targets:
         tokens = torch.tensor(target, device=mask.device)
         follow = tokens[:-1].expand(len(mask), -1)
-        following = model(
-            input_ids=follow,
-            attention_mask=torch.cat([mask, torch.ones_like(follow)], dim=1),
-            position_ids=positions[:, -1:] + torch.arange(1, len(target), device=mask.device),
-            **with_cache,
-        )
-        cache.crop(1 - len(target))
-        logits = torch.cat([read.logits[:, -1:], following.logits], dim=1)
+        logits = read
+        if len(target) > 1:
+            following = _follow(model, follow, mask, positions[:, -1:], cache)
+            logits = torch.cat([logits, following], dim=1)
         columns.append(sum_of_chosen(logits, tokens))
     return torch.stack(columns, dim=1)
+
+
+def _follow(
+    model: PreTrainedModel, follow: Tensor, mask: Tensor, last: Tensor, cache: DynamicCache
+) -> Tensor:
+    """Read tokens (B, T) after the prompts in the cache, and leave the cache as it was.
+
+    Keys and values of full attention are cut off again. A sliding window has lost what was before,
+    and so has a state that each token changes: those are copied, and read a token at a time, as
+    some (Mamba's) take no more. `last` (B, 1) is the position of each prompt's last token. Return
+    the logits (B, T, vocabulary).
+    """
+    mask = torch.cat([mask, torch.ones_like(follow)], dim=1)
+    positions = last + torch.arange(1, follow.shape[1] + 1, device=mask.device)
+    if all(type(layer) is DynamicLayer for layer in cache.layers):
+        logits = _read(model, follow, mask, positions, cache)
+        cache.crop(-follow.shape[1])
+        return logits
+    cache, read = copy.deepcopy(cache), []
+    for k in range(follow.shape[1]):
+        column = slice(k, k + 1)
+        # where no layer attends to what was before, the mask is that of the token alone
+        attends = any(isinstance(layer, DynamicLayer) for layer in cache.layers)
+        seen = mask[:, : mask.shape[1] - follow.shape[1] + k + 1] if attends else mask[:, -1:]
+        read.append(_read(model, follow[:, column], seen, positions[:, column], cache))
+    return torch.cat(read, dim=1)
+
+
+def _read(
+    model: PreTrainedModel,
+    ids: Tensor,
+    mask: Tensor,
+    positions: Tensor,
+    cache: DynamicCache,
+    keep: int = 0,
+) -> Tensor:
+    """Read tokens (B, T) after what is in the cache; return the logits of the last `keep`, or all.
+
+    Models whose layers know no positions take none.
+    """
+    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    logits: Tensor = model(
+        input_ids=ids,
+        attention_mask=mask,
+        logits_to_keep=keep,
+        **({"position_ids": positions} if takes_positions else {}),
+        **{cache_argument(model): cache, "use_cache": True},
+    ).logits
+    return logits
 
 
 def new_tokens(generated: Tensor, batch: Batch) -> Tensor:

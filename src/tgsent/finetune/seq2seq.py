@@ -46,11 +46,11 @@ def prompt_batch(prompts: Sequence[tuple[int, ...]], ids: SpecialIds) -> Batch:
 def log_likelihoods(
     model: PreTrainedModel, batch: Batch, targets: Sequence[tuple[int, ...]], ids: SpecialIds
 ) -> Tensor:
-    """Encode the prompts once; what the decoder makes of them is kept from target to target."""
+    """Encode the prompts once; the decoder's view of them is kept from target to target."""
     mask = batch["attention_mask"]
     encoded = model.get_encoder()(**batch)
-    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    with_cache = {cache_argument(model): cache, "use_cache": True}
+    config = model.config.get_text_config(decoder=True)
+    cross = DynamicCache()
     columns = []
     for target in targets:
         tokens = torch.tensor(target, device=mask.device)
@@ -59,9 +59,11 @@ def log_likelihoods(
             encoder_outputs=encoded,
             attention_mask=mask,
             decoder_input_ids=torch.cat([start, tokens[:-1]]).expand(len(mask), -1),
-            **with_cache,
+            **{
+                cache_argument(model): EncoderDecoderCache(DynamicCache(config=config), cross),
+                "use_cache": True,
+            },
         )
-        cache.crop(-len(target))
         columns.append(sum_of_chosen(read.logits, tokens))
     return torch.stack(columns, dim=1)
 

@@ -1,0 +1,82 @@
+"""What a tokenizer's chat template writes around the turns of a conversation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from tgsent.errors import ConfigError
+
+_TURN = "TGSENT-TURN-{}"
+_TURNS = re.compile(r"TGSENT-TURN-\d+-")
+_DATE = "01 Jan 2026"
+"""For templates that tell the model the date: the same prompt on every day."""
+
+
+@dataclass(frozen=True)
+class Markup:
+    """The strings around the turns of a conversation that ends with a question."""
+
+    around: tuple[tuple[str, str], ...]
+    """Before each user's turn, and between it and its answer; the last answer is to be written."""
+    end: str
+    """The token that ends an answer."""
+
+
+def markup(tokenizer: PreTrainedTokenizerBase, model: str, answered: int = 0) -> Markup:
+    """Read the template of a tokenizer, for a conversation of so many answered turns and a last.
+
+    The template is rendered with turns that are found again in the result, so that texts never pass
+    through it. Thinking is switched off where the template knows how. Raises ConfigError where
+    there is no template, or none of this shape.
+    """
+    if not tokenizer.chat_template:
+        raise ConfigError(
+            f"prompt.template: the tokenizer of {model} has no chat template; take `plain`,"
+            " or an instruction-tuned model"
+        )
+    parts = _TURNS.split(_render(tokenizer, model, 2 * answered + 1))
+    *_, after_answer = _TURNS.split(_render(tokenizer, model, 2))
+    if len(parts) != 2 * answered + 2:
+        raise _unusable(model, "does not write each turn once")
+    return Markup(
+        around=tuple(zip(parts[::2], parts[1::2], strict=True)),
+        end=_first_special(tokenizer, model, after_answer),
+    )
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, model: str, turns: int) -> str:
+    """Render turns of user and assistant; after a user's, the beginning of the answer."""
+    conversation = [
+        {"role": ("user", "assistant")[k % 2], "content": _TURN.format(k) + "-"}
+        for k in range(turns)
+    ]
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                conversation,
+                tokenize=False,
+                add_generation_prompt=turns % 2 == 1,
+                enable_thinking=False,
+                date_string=_DATE,
+            )
+        )
+    except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _unusable(model, f"cannot be rendered ({' '.join(str(error).split())})") from error
+
+
+def _first_special(tokenizer: PreTrainedTokenizerBase, model: str, text: str) -> str:
+    ids: Sequence[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    special = set(tokenizer.all_special_ids)
+    for token in ids:
+        if token in special:
+            return str(tokenizer.convert_ids_to_tokens(token))
+    raise _unusable(model, "ends an answer with no special token")
+
+
+def _unusable(model: str, why: str) -> ConfigError:
+    return ConfigError(f"prompt.template: the chat template of {model} {why}; take `plain`")

@@ -1,0 +1,174 @@
+"""Every type of model in the table trains, answers and is saved, or is refused in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+from architectures import ARCHITECTURES, Architecture, make_folder
+from tgsent import models
+from tgsent.config import EvaluationConfig, TrialSpec
+from tgsent.errors import ConfigError
+from tgsent.evaluate import classify
+from tgsent.finetune import causal
+from tgsent.finetune.family import IGNORE, token_losses
+from tgsent.models import LoadedModel
+from tgsent.prompts import PromptEncoder
+from tgsent.records import Split
+from tgsent.trial import run_trial
+from tiny_models import Silent, examples, set_dropout, tiny_spec
+
+WORKING = [a for a in ARCHITECTURES if not a.refused]
+REFUSED = [a for a in ARCHITECTURES if a.refused]
+TEXTS = examples(14)
+
+
+def named(architecture: Architecture) -> str:
+    return f"{architecture.model_type} ({architecture.tokenizer})"
+
+
+@pytest.fixture(scope="module", params=WORKING, ids=named)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(request.param, tmp_path_factory.mktemp("model"))
+
+
+def spec_of(folder: Path, **training: object) -> TrialSpec:
+    return tiny_spec(str(folder), training={"init": "pretrained", **training})
+
+
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> LoadedModel:
+    loaded = models.load(spec_of(folder), ())
+    set_dropout(loaded.model, 0.0)
+    loaded.model.eval()
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def encoder(loaded: LoadedModel, folder: Path) -> PromptEncoder:
+    return models.prompt_encoder(loaded, spec_of(folder))
+
+
+def test_loss_and_gradients_are_the_librarys(loaded: LoadedModel, encoder: PromptEncoder) -> None:
+    encoded = encoder.encode_examples(TEXTS[:5])
+    batch = loaded.family.collate(encoded, loaded.ids, "full", None)
+    loss = token_losses(loaded.model, batch).sum() / (batch["labels"] != IGNORE).sum()
+    if loaded.family is causal:
+        texts = [torch.tensor([*e.prompt, *e.target]) for e in encoded]
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        labels = torch.nn.utils.rnn.pad_sequence(texts, True, IGNORE)
+    else:  # the library begins the decoder's input by itself
+        inputs = {k: v for k, v in batch.items() if k in {"input_ids", "attention_mask"}}
+        labels = batch["labels"]
+    theirs = loaded.model(**inputs, labels=labels, use_cache=False).loss
+    torch.testing.assert_close(loss, theirs)
+    gradients = []
+    for one in (loss, theirs):
+        loaded.model.zero_grad()
+        one.backward()
+        gradients.append({n: p.grad for n, p in loaded.model.named_parameters() if p.requires_grad})
+    loaded.model.zero_grad()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(
+            gradient, gradients[1][name], rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@torch.no_grad()
+def logits_after(loaded: LoadedModel, prompt: Sequence[int], target: Sequence[int]) -> torch.Tensor:
+    """The logits that predict each token of the target and the one after it, nothing cached."""
+    tensor = torch.tensor([[*prompt]])
+    if loaded.family is causal:
+        both = torch.tensor([[*prompt, *target]])
+        return loaded.model(input_ids=both, use_cache=False).logits[0, len(prompt) - 1 :]
+    return loaded.model(
+        input_ids=tensor,
+        decoder_input_ids=torch.tensor([[loaded.ids.decoder_start, *target]]),
+        use_cache=False,
+    ).logits[0]
+
+
+def naive(loaded: LoadedModel, encoder: PromptEncoder, decoding: str, text: str) -> object:
+    """What a text is answered, one token at a time; probabilities for `score`."""
+    (prompt,) = encoder.encode_prompts([text])
+    targets = list(encoder.targets.values())
+    if decoding == "score":
+        likely = []
+        for target in targets:
+            logs = logits_after(loaded, prompt, target[:-1]).double().log_softmax(dim=-1)
+            likely.append(sum(float(logs[k, token]) for k, token in enumerate(target)))
+        return functional.softmax(torch.tensor(likely, dtype=torch.float64), dim=0).tolist()
+    written: list[int] = []
+    while len(written) < max(map(len, targets)):
+        scores = logits_after(loaded, prompt, written)[-1]
+        if decoding == "constrained":
+            allowed = {t[len(written)] for t in targets if list(t[: len(written)]) == written}
+            scores = torch.where(
+                torch.tensor([i in allowed for i in range(len(scores))]), scores, -torch.inf
+            )
+        written.append(int(scores.argmax()))
+        if written[-1] == loaded.ids.end:
+            break
+    return loaded.decode(written[:-1] if written[-1] == loaded.ids.end else written)
+
+
+@pytest.mark.parametrize("decoding", ["free", "constrained", "score"])
+def test_answers_are_those_of_naive_uncached_decoding(
+    loaded: LoadedModel, encoder: PromptEncoder, folder: Path, decoding: str
+) -> None:
+    expected = [naive(loaded, encoder, decoding, example.text) for example in TEXTS]
+    for batch_size in (1, 7):
+        evaluation = EvaluationConfig(decoding=decoding, batch_size=batch_size)
+        spec = spec_of(folder).model_copy(update={"evaluation": evaluation})
+        found = classify(loaded, encoder, TEXTS, spec, Silent())
+        if decoding == "score":
+            for one, probabilities in zip(found, expected, strict=True):
+                assert one.probabilities == pytest.approx(probabilities, abs=1e-4)
+        else:
+            assert [one.generated for one in found] == expected
+
+
+def test_prompts_decode_to_what_was_written(loaded: LoadedModel, encoder: PromptEncoder) -> None:
+    text = "I  wonder   why\n\n\u05e9\u05dc\u05d5\u05dd \U0001f600\tso  what"
+    (prompt,) = encoder.encode_prompts([text])
+    body = prompt[len(encoder.start_ids) : len(prompt) - len(encoder.stop_ids)]
+    target = encoder.targets["positive"][:-1]
+    written = f"Tweet: {text}\nSentiment: positive"
+    read = loaded.decode([*body, *target])
+    if loaded.family is causal:
+        assert read == written
+        assert [*body, *target] == loaded.tokenizer(written, add_special_tokens=False).input_ids
+
+
+@pytest.mark.parametrize("lora", [None, {}], ids=["whole", "lora"])
+def test_it_trains_predicts_and_is_saved_as_a_plain_folder(
+    folder: Path, tmp_path: Path, lora: object
+) -> None:
+    spec = spec_of(folder, lora=lora, learning_rate=1e-2)
+    split = Split(1, 1, tuple(TEXTS), tuple(TEXTS[:4]), "sha", 0)
+    result = run_trial(spec, split, Silent(), save_to=tmp_path)
+    again = models.load(spec_of(tmp_path), ())
+    before = models.load(spec, ()).model.state_dict()
+    changed = [n for n, w in again.model.state_dict().items() if not torch.equal(w, before[n])]
+    assert changed
+    found = classify(again, models.prompt_encoder(again, spec), TEXTS[:4], spec, Silent())
+    assert [one.generated for one in found] == [one.generated for one in result.predictions]
+    auto = AutoModelForCausalLM if again.family is causal else AutoModelForSeq2SeqLM
+    plain = auto.from_pretrained(tmp_path).state_dict()
+    assert plain.keys() == again.model.state_dict().keys()
+    assert AutoTokenizer.from_pretrained(tmp_path).eos_token_id == again.ids.end
+
+
+@pytest.mark.parametrize("architecture", REFUSED, ids=named)
+def test_what_generates_no_text_is_refused_in_words(
+    architecture: Architecture, tmp_path: Path
+) -> None:
+    spec = spec_of(make_folder(architecture, tmp_path), init="random")
+    with pytest.raises(ConfigError, match=architecture.refused) as refused:
+        models.check(spec)
+    assert len(str(refused.value).splitlines()) <= 3
