@@ -36,6 +36,7 @@ LAYERS = (
         ),
     ),
     (3, ("memory", "baselines", "tiny")),
+    (3, ("gguf_files",)),
     (3, ("models",)),
     (4, ("evaluate",)),
     (4, ("trial", "model_card")),
@@ -49,8 +50,8 @@ LAYERS = (
 LINE_OF = {module: line for line, (_, modules) in enumerate(LAYERS) for module in modules}
 LIGHT_LAYERS = (0, 1, 6)
 HEAVY = {
-    "accelerate", "matplotlib", "optuna", "pandas", "peft", "pooch", "pyarrow", "ray", "requests",
-    "scipy", "sklearn", "tokenizers", "torch", "transformers",
+    "accelerate", "gguf", "matplotlib", "optuna", "pandas", "peft", "pooch", "pyarrow", "ray",
+    "requests", "scipy", "sklearn", "tokenizers", "torch", "transformers",
 }  # fmt: skip
 
 

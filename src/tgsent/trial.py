@@ -143,8 +143,9 @@ def _through_simplet5(
 ) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="tgsent-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        if spec.training.init == "pretrained":
-            start = hub.fetch(spec.model, weights=True).folder
+        snapshot = hub.fetch_for(spec)
+        if snapshot and not snapshot.gguf and spec.training.init == "pretrained":
+            start = snapshot.folder
         else:
             start = folder / "start"
             loaded = _load(spec, split, progress)
