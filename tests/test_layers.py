@@ -23,6 +23,7 @@ LAYERS = (
     (1, ("runs",)),
     (2, ("sentiment140", "streaming")),
     (2, ("data", "hub", "metrics", "report", "significance", "charts")),
+    (2, ("weights",)),
     (2, ("results", "pages")),
     (3, ("finetune", "finetune.family", "finetune.checkpoint")),
     (3, ("finetune.causal", "finetune.seq2seq", "finetune.loop", "finetune.simplet5")),

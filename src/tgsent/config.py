@@ -680,6 +680,8 @@ class TrialSpec(Section):
     save_model: bool = False
     checkpoint_minutes: float | None = None
     escape_formulas: bool = True
+    weights: str = ""
+    """Hash of the weights that it starts from, where they are a local file's, and known."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -700,8 +702,20 @@ class TrialSpec(Section):
             values = settings[section]
             if values.get(key) == LATER_KEYS[section, key]:
                 del values[key]
+        if not self.weights:  # as run folders of earlier versions, and all others, have it
+            del settings["weights"]
         canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def with_weights(self, sha256: str) -> TrialSpec:
+        """Give the same recipe, to start from weights of this hash."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self).model_validate({**values, "weights": sha256})
+
+    @property
+    def starts_from_weights(self) -> bool:
+        """Tell a model that is given weights from one that starts from nothing."""
+        return self.training.init == "pretrained" and not self.is_baseline
 
     @property
     def is_baseline(self) -> bool:

@@ -81,6 +81,19 @@ def fetch(model: str, *, weights: bool, progress: Progress | None = None) -> Sna
     return _fetched[model, weights]
 
 
+def local_weights(model: str) -> list[Path]:
+    """Name the files of a local model's weights; none of a model of the Hub, or one not there."""
+    try:
+        if (file := _named_gguf(model)) is not None:
+            return [file]
+        folder = _named_folder(model)
+    except UnavailableError:
+        return []
+    if folder is None:
+        return []
+    return [folder / name for name in weight_files([path.name for path in folder.iterdir()])]
+
+
 _fetched: dict[tuple[str, bool], Snapshot] = {}
 _hub_is_down: list[str] = []
 """Why the Hub could not be reached when it was last asked: not asked again by this process."""

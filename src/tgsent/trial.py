@@ -178,6 +178,7 @@ def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> dict[str, Any]:
     return {
         "model": spec.name,
         "commit": commit,
+        "weights_sha256": spec.weights or None,
         "trial": spec.trial,
         "seed": spec.seed,
         **scores,
