@@ -23,6 +23,7 @@ LAYERS = (
     (1, ("runs",)),
     (2, ("sentiment140", "streaming")),
     (2, ("data", "hub", "metrics", "report", "significance", "charts")),
+    (2, ("weights",)),
     (2, ("results", "pages")),
     (3, ("finetune", "finetune.family", "finetune.checkpoint")),
     (3, ("finetune.causal", "finetune.seq2seq", "finetune.loop", "finetune.simplet5")),
@@ -36,6 +37,7 @@ LAYERS = (
         ),
     ),
     (3, ("memory", "baselines", "tiny", "chat")),
+    (3, ("gguf_files",)),
     (3, ("models",)),
     (4, ("evaluate",)),
     (4, ("trial", "model_card")),
@@ -49,8 +51,8 @@ LAYERS = (
 LINE_OF = {module: line for line, (_, modules) in enumerate(LAYERS) for module in modules}
 LIGHT_LAYERS = (0, 1, 6)
 HEAVY = {
-    "accelerate", "matplotlib", "optuna", "pandas", "peft", "pooch", "pyarrow", "ray", "requests",
-    "scipy", "sklearn", "tokenizers", "torch", "transformers",
+    "accelerate", "gguf", "matplotlib", "optuna", "pandas", "peft", "pooch", "pyarrow", "ray",
+    "requests", "scipy", "sklearn", "tokenizers", "torch", "transformers",
 }  # fmt: skip
 
 

@@ -127,7 +127,8 @@ def run(
             "-m",
             "--model",
             metavar="MODEL",
-            help="gpt2, gpt-neo, t5, a Hub id, or a folder with a model; repeat for more."
+            help="gpt2, gpt-neo, t5, a Hub id, a folder with a model or a .gguf file; repeat for"
+            " more."
             " Replaces the config's list.",
         ),
     ] = None,
@@ -511,6 +512,7 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
 
 
 def _complain(text: str) -> None:

@@ -416,10 +416,10 @@ class ModelConfig(Section):
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
 
     model: Annotated[str, Field(min_length=1)]
-    """Alias (`gpt2`, `gpt-neo`, `t5` and larger ones), Hub id, or folder that holds a model; the
-    first two may have `@REVISION` behind them. Two names are reference rows, fitted on the same
-    training texts: `majority` gives the commonest label, `tfidf` is logistic regression on weighted
-    words and characters."""
+    """Alias (`gpt2`, `gpt-neo`, `t5` and larger ones), Hub id, folder that holds a model, or
+    `.gguf` file (`pip install 'tgsent[gguf]'`); the first two may have `@REVISION` behind them. Two
+    names are reference rows, fitted on the same training texts: `majority` gives the commonest
+    label, `tfidf` is logistic regression on weighted words and characters."""
     as_: Annotated[str, Field(min_length=1, max_length=100)] | None = Field(
         default=None, alias="as"
     )
@@ -695,6 +695,8 @@ class TrialSpec(Section):
     save_model: bool = False
     checkpoint_minutes: float | None = None
     escape_formulas: bool = True
+    weights: str = ""
+    """Hash of the weights that it starts from, where they are a local file's, and known."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -715,8 +717,20 @@ class TrialSpec(Section):
             values = settings[section]
             if values.get(key) == LATER_KEYS[section, key]:
                 del values[key]
+        if not self.weights:  # as run folders of earlier versions, and all others, have it
+            del settings["weights"]
         canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def with_weights(self, sha256: str) -> TrialSpec:
+        """Give the same recipe, to start from weights of this hash."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self).model_validate({**values, "weights": sha256})
+
+    @property
+    def starts_from_weights(self) -> bool:
+        """Tell a model that is given weights from one that starts from nothing."""
+        return self.training.init == "pretrained" and not self.is_baseline
 
     @property
     def is_baseline(self) -> bool:

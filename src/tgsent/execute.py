@@ -20,6 +20,7 @@ from tgsent import (
     report,
     results,
     runs,
+    weights,
 )
 from tgsent.config import EngineConfig, RunConfig, TrialSpec
 from tgsent.data import Dataset
@@ -56,7 +57,7 @@ def run(
     where something needed cannot be had, RunFolderError where the folder cannot take the run,
     ConfigError where there is no such trial.
     """
-    specs = config.trial_specs(dataset.labels)
+    specs = weights.recorded(config.trial_specs(dataset.labels), progress)
     chosen = _chosen(specs, only)
     folder = RunFolder(config.folder)
     # what may be refused or missing is found out before anything is locked or written
@@ -71,7 +72,8 @@ def run(
         finished = _finished(folder, config, specs, splits, dataset.sha256)
         pending = [spec for spec in chosen if (spec.name, spec.trial) not in finished]
         commits = _commits(finished, fetched, progress)
-        about = manifest.make(config, dataset, splits, commits, command)
+        hashes = _weights(finished, specs)
+        about = manifest.make(config, dataset, splits, commits, hashes, command)
         about |= {"sweep": found} if (found := list(sweep) or _swept(folder, config)) else {}
         _begin(folder, config, specs, finished, about)
         if done := len(chosen) - len(pending):
@@ -311,6 +313,7 @@ def _finished(
     """Give the metrics of the trials that need not be run again."""
     folder.check_same_experiment(config)
     folder.check_same_data(sha256)
+    weights.check_same(folder.path, specs)
     metrics = {
         (spec.name, spec.trial): folder.finished(spec, splits.summaries[spec.trial - 1])
         for spec in specs
@@ -377,6 +380,15 @@ def _commits(
                 " MODEL@COMMIT pins one"
             )
     return {**commits, **fetched}
+
+
+def _weights(
+    finished: dict[tuple[str, int], dict[str, Any]], specs: Sequence[TrialSpec]
+) -> dict[str, str]:
+    """Give the hash of every local model's weights, of one that is gone by its finished trials."""
+    hashes = {name: metrics.get("weights_sha256") for (name, _), metrics in finished.items()}
+    hashes |= {spec.name: spec.weights for spec in specs if spec.weights}
+    return {name: sha256 for name, sha256 in hashes.items() if sha256}
 
 
 def _collect(

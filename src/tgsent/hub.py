@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
+import importlib.util
 import json
 import queue
 import re
@@ -33,6 +34,7 @@ from tgsent.errors import UnavailableError
 from tgsent.records import Progress
 
 _INDEX = "model.safetensors.index.json"
+_GGUF, _GGUF_MAGIC = ".gguf", b"GGUF"
 _PATIENCE = {"cached": 2.5, "missing": 3.5}
 """Seconds to wait for the Hub's first answer: less where the cache can stand in for it."""
 _TOO_MANY_REQUESTS = 429
@@ -46,7 +48,9 @@ class Snapshot:
 
     folder: Path
     commit: str | None
-    """The commit on the Hub; None for a folder that the user named."""
+    """The commit on the Hub; None for a folder or a file that the user named."""
+    gguf: str | None = None
+    """Name of the GGUF file in the folder that is the whole model, where it is one."""
 
 
 def fetch_for(spec: TrialSpec, progress: Progress | None = None) -> Snapshot | None:
@@ -59,10 +63,14 @@ def fetch_for(spec: TrialSpec, progress: Progress | None = None) -> Snapshot | N
 def fetch(model: str, *, weights: bool, progress: Progress | None = None) -> Snapshot:
     """Give the files of a model: configuration, tokenizer and, if wanted, weights.
 
-    `model` is a folder, an alias or a Hub id, the latter two with `@revision` if need be. What the
-    Hub holds is downloaded once; without the Hub the cache serves. One process asks once. Raises
-    UnavailableError with the ways out where the files cannot be had or may not be loaded.
+    `model` is a folder, a GGUF file, an alias or a Hub id, the latter two with `@revision` if need
+    be. What the Hub holds is downloaded once; without the Hub the cache serves. One process asks
+    once. Raises UnavailableError with the ways out where the files cannot be had or may not be
+    loaded.
     """
+    if (file := _named_gguf(model)) is not None:
+        _check_gguf(model, file)
+        return Snapshot(file.parent, None, file.name)
     if (folder := _named_folder(model)) is not None:
         _check_folder(model, folder, weights)
         return Snapshot(folder, None)
@@ -73,9 +81,51 @@ def fetch(model: str, *, weights: bool, progress: Progress | None = None) -> Sna
     return _fetched[model, weights]
 
 
+def local_weights(model: str) -> list[Path]:
+    """Name the files of a local model's weights; none of a model of the Hub, or one not there."""
+    try:
+        if (file := _named_gguf(model)) is not None:
+            return [file]
+        folder = _named_folder(model)
+    except UnavailableError:
+        return []
+    if folder is None:
+        return []
+    return [folder / name for name in weight_files([path.name for path in folder.iterdir()])]
+
+
 _fetched: dict[tuple[str, bool], Snapshot] = {}
 _hub_is_down: list[str] = []
 """Why the Hub could not be reached when it was last asked: not asked again by this process."""
+
+
+def _named_gguf(model: str) -> Path | None:
+    file = Path(model).expanduser()
+    if file.suffix.lower() != _GGUF or file.is_dir():
+        return None
+    if not file.is_file():
+        raise UnavailableError(f"{model}: no such file; name a GGUF file that is there")
+    return file
+
+
+def _check_gguf(model: str, file: Path) -> None:
+    """Look at what needs no library: the package, and the bytes that every such file begins with.
+
+    Raises UnavailableError; what else may be wrong is found where the file is loaded.
+    """
+    if importlib.util.find_spec("gguf") is None:
+        raise UnavailableError(
+            f"{model}: a GGUF file needs the package gguf;"
+            " install it with: pip install 'tgsent[gguf]'"
+        )
+    try:
+        with file.open("rb") as opened:
+            magic = opened.read(len(_GGUF_MAGIC))
+    except OSError as error:
+        raise UnavailableError(f"{model}: cannot be read: {error.strerror}") from None
+    if magic != _GGUF_MAGIC:
+        problem = "is no GGUF file, whatever its name" if magic else "is empty"
+        raise UnavailableError(f"{model}: {problem}; put a good copy of it there")
 
 
 def _named_folder(model: str) -> Path | None:
@@ -93,7 +143,11 @@ def _named_folder(model: str) -> Path | None:
 def _check_folder(model: str, folder: Path, weights: bool) -> None:
     names = [path.name for path in folder.iterdir()]
     if "config.json" not in names:
-        raise UnavailableError(f"{model}: this folder holds no config.json, so it is no model's")
+        ggufs = sorted(folder / name for name in names if name.lower().endswith(_GGUF))
+        instead = f"\nname {ggufs[0]} to take that file" if ggufs else ""
+        raise UnavailableError(
+            f"{model}: this folder holds no config.json, so it is no model's{instead}"
+        )
     if not weights:
         return
     if not weight_files(names):

@@ -6,7 +6,7 @@ import contextlib
 import importlib.metadata
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -28,10 +28,14 @@ def make(
     config: RunConfig,
     dataset: Dataset,
     splits: Splits,
-    commits: dict[str, str | None],
+    commits: Mapping[str, str | None],
+    weights: Mapping[str, str],
     command: Sequence[str],
 ) -> dict[str, Any]:
-    """Say what was run, on what, where and when."""
+    """Say what was run, on what, where and when.
+
+    `commits` and `weights` name, by model, those of the Hub and the hashes of local ones.
+    """
     from tgsent.finetune.loop import resolve_device
 
     return {
@@ -48,7 +52,12 @@ def make(
         "command": list(map(without_secrets, command)),
         "git_commit": _git_commit(),
         "models": [
-            {"name": name, "model": model.model, "commit": commits.get(name)}
+            {
+                "name": name,
+                "model": model.model,
+                "commit": commits.get(name),
+                "weights_sha256": weights.get(name),
+            }
             for name, model in zip(config.names, config.models, strict=True)
         ],
         "data": {

@@ -426,6 +426,11 @@ def _provenance(results: dict[str, Any], run: StoredRun) -> Section:
             for model in manifest["models"]
             if model["commit"]
         ),
+        *(
+            [f"SHA-256 of the weights of {model['name']}", model["weights_sha256"]]
+            for model in manifest["models"]
+            if model.get("weights_sha256")
+        ),
     ]
     if len(run.paths) > 1:
         rows.append(["what stands above is that of", str(run.paths[0])])

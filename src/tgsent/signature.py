@@ -46,6 +46,7 @@ def of_trial(spec: TrialSpec, split: Split, commit: str | None, precision: str) 
         "split": split.sha256[:12],
         "seed": spec.seed,
         "model": model.replace("|", "_"),
+        **({"weights": spec.weights[:12]} if spec.weights else {}),
         "init": "fitted" if spec.is_baseline else spec.training.init,
         "backend": "fitted" if spec.is_baseline else spec.training.backend,
         "recipe": recipe,

@@ -117,26 +117,16 @@ class RunFolder:
         """Raise RunFolderError where the folder holds results of other data."""
         if not any(self.path.glob("*/trial-*/metrics.json")):
             return
-        try:
-            before = json.loads((self.path / "manifest.json").read_bytes())["data"]["sha256"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return  # of a folder that does not say
-        if before != sha256:
-            raise RunFolderError(
-                f"{self.path}: holds results of other data: the file's SHA-256 was"
-                f" {before[:12]}... and is now {sha256[:12]}...\n"
-                "--fresh moves them aside; --set name=NAME or --output DIR starts another folder"
-            )
+        data = read_object(self.path / "manifest.json").get("data")
+        before = data.get("sha256") if isinstance(data, dict) else None
+        if before and before != sha256:
+            raise other_results(self.path, "results of other data: the file's", before, sha256)
 
     def sweep(self) -> list[dict[str, Any]]:
         """Give how the settings of the results in the folder were chosen, as its manifest says."""
         if not any(self.path.glob("*/trial-*/metrics.json")):
             return []
-        try:
-            manifest = json.loads((self.path / "manifest.json").read_bytes())
-        except (OSError, ValueError):
-            return []
-        found = manifest.get("sweep") if isinstance(manifest, dict) else None
+        found = read_object(self.path / "manifest.json").get("sweep")
         return found if isinstance(found, list) else []
 
     def check_same_experiment(self, config: RunConfig) -> None:
@@ -226,12 +216,17 @@ class RunFolder:
             raise RunFolderError(
                 f"{folder / 'metrics.json'}: cannot be read: {error.strerror}"
             ) from None
+        if not isinstance(metrics, dict):
+            return None
+        recorded = metrics.get("weights_sha256") or ""
+        if recorded != spec.weights and not (recorded and spec.weights):
+            spec = spec.with_weights(recorded)  # nothing says that they are others
         expected = {
             "fingerprint": spec.fingerprint,
             "split_sha256": split.sha256,
             "extra_sha256": split.extra_sha256,
         }
-        if not isinstance(metrics, dict) or any(metrics.get(k) != v for k, v in expected.items()):
+        if any(metrics.get(key) != value for key, value in expected.items()):
             return None
         if not (folder / "predictions.csv").is_file():
             return None
@@ -299,6 +294,23 @@ class RunFolder:
         write_atomic(folder / "predictions.csv", predictions)
         write_atomic(folder / "metrics.json", to_json(result.metrics))
         self._remove_leftovers(spec)
+
+
+def other_results(path: Path, what: str, before: str, now: str) -> RunFolderError:
+    """Word the refusal of a run folder whose results come from files of another hash."""
+    return RunFolderError(
+        f"{path}: holds {what} SHA-256 was {before[:12]}... and is now {now[:12]}...\n"
+        "--fresh moves them aside; --set name=NAME or --output DIR starts another folder"
+    )
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file's object; give an empty one where there is none that can be read."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _sign(lock: Path) -> None:

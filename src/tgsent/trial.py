@@ -143,8 +143,9 @@ def _through_simplet5(
 ) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="tgsent-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        if spec.training.init == "pretrained":
-            start = hub.fetch(spec.model, weights=True).folder
+        snapshot = hub.fetch_for(spec)
+        if snapshot and not snapshot.gguf and spec.training.init == "pretrained":
+            start = snapshot.folder
         else:
             start = folder / "start"
             loaded = _load(spec, split, progress)
@@ -177,6 +178,7 @@ def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> dict[str, Any]:
     return {
         "model": spec.name,
         "commit": commit,
+        "weights_sha256": spec.weights or None,
         "trial": spec.trial,
         "seed": spec.seed,
         **scores,

@@ -1,0 +1,113 @@
+"""Which weights a trial starts from: the hash of a local model's files, worked out once."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from pathlib import Path
+
+from tgsent import hub
+from tgsent.cache import cache_folder, placing
+from tgsent.config import TrialSpec
+from tgsent.files import show_size
+from tgsent.records import Progress
+from tgsent.store import other_results, read_object
+
+_TOLD = 10**9
+"""Bytes from which hashing takes long enough to be told of."""
+
+
+def recorded(specs: Iterable[TrialSpec], progress: Progress) -> list[TrialSpec]:
+    """Give the specs with the hash of the weights that each starts from.
+
+    Models of the Hub, which a commit names, and what starts from no weights, stay as they are; so
+    does a model that is not there, as whether it is needed is not known yet.
+    """
+    specs = list(specs)
+    models = dict.fromkeys(spec.model for spec in specs if spec.starts_from_weights)
+    hashes = {model: _of_model(model, progress) for model in models}
+    return [
+        spec.with_weights(hashes[spec.model])
+        if spec.starts_from_weights and hashes[spec.model]
+        else spec
+        for spec in specs
+    ]
+
+
+def check_same(folder: Path, specs: Iterable[TrialSpec]) -> None:
+    """Raise RunFolderError where a model's results come from other weights than its specs'."""
+    for name, weights in {spec.name: spec.weights for spec in specs if spec.weights}.items():
+        before = _of_results(folder, name)
+        if before and before != weights:
+            what = f"results of {name} trained from other weights: their"
+            raise other_results(folder, what, before, weights)
+
+
+def _of_results(folder: Path, name: str) -> str | None:
+    """Give the hash of the weights that a model's results come from, where it is recorded.
+
+    Results of earlier versions do not tell; the manifest does, of a run that went on with them.
+    """
+    finished = sorted(folder.glob(f"{glob.escape(name)}/trial-*/metrics.json"))
+    if not finished:
+        return None
+    models = read_object(folder / "manifest.json").get("models")
+    entries = (one for one in models or () if isinstance(one, dict) and one.get("name") == name)
+    recorded = (one.get("weights_sha256") for one in chain(map(read_object, finished), entries))
+    return next((str(sha256) for sha256 in recorded if sha256), None)
+
+
+def _of_model(model: str, progress: Progress) -> str:
+    """Hash the weights of a local model: as `sha256sum` does one file, or its lines for several."""
+    files = hub.local_weights(model)
+    try:
+        hashes = [(_of_file(file, progress), file.name) for file in files]
+    except OSError:  # what is wrong with it is told when it is loaded
+        return ""
+    if len(hashes) < 2:
+        return hashes[0][0] if hashes else ""
+    lines = "".join(f"{sha256}  {name}\n" for sha256, name in hashes)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _of_file(file: Path, progress: Progress) -> str:
+    """Hash a file, or give what was found when it was last of this size and time."""
+    path = file.resolve()
+    with path.open("rb") as opened:
+        about = os.fstat(opened.fileno())
+        state = {"path": str(path), "size": about.st_size, "mtime_ns": about.st_mtime_ns}
+        entry = _entry(path)
+        if kept := _kept(entry, state):
+            return kept
+        if about.st_size >= _TOLD:
+            progress.line(f"hashing {file} ({show_size(about.st_size)}), once")
+        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+        after = os.fstat(opened.fileno())
+    if (after.st_size, after.st_mtime_ns) == (about.st_size, about.st_mtime_ns):
+        # that it cannot be kept only costs the next start its time
+        with contextlib.suppress(OSError), placing(entry, durable=False) as place:
+            place.write(json.dumps({**state, "sha256": sha256}).encode())
+    return sha256
+
+
+def _entry(path: Path) -> Path:
+    """Name the cache's file for the hash of a file."""
+    key = hashlib.sha256(os.fsencode(path)).hexdigest()
+    return cache_folder() / "weights" / f"{key[:32]}.json"
+
+
+def _kept(entry: Path, state: Mapping[str, object]) -> str | None:
+    """Read a hash that was kept for a file in this state; None where there is none."""
+    try:
+        values = json.loads(entry.read_bytes())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(values, dict) or {**values, **state} != values:
+        return None
+    sha256 = values.get("sha256")
+    return sha256 if isinstance(sha256, str) and len(sha256) == 64 else None
