@@ -29,6 +29,7 @@ LAYERS = (
     (
         3,
         (
+            "finetune.rates",
             "finetune.speedups",
             "finetune.trainable",
             "finetune.trackers",

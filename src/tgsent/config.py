@@ -284,9 +284,10 @@ class TrainingConfig(Section):
     (GPT-2, GPT-Neo, T5). A `prompt.start_token` that the tokenizer lacks would stay untrained, so
     that it is refused here and with `lora`; the padding token may, as nothing reads it."""
     learning_rate: PositiveFloat | Literal["auto"] = "auto"
-    """Peak of the schedule. `auto`: 6.25e-5 for causal models, 2e-4 with `lora`, and 3e-4 for
-    seq2seq models; 1e-3 with `init: tiny` and 3e-4 with `init: random`, which start from nothing;
-    1e-4 with `backend: simplet5`."""
+    """Peak of the schedule. `auto`: for causal models of up to 0.5, up to 2 and more billion
+    parameters 6.25e-5, 2e-5 and 1e-5, with `lora` 2e-4; for seq2seq models of up to 1 and more
+    billion 3e-4 and 1e-4, with `lora` 3e-4; 1e-3 with `init: tiny` and 3e-4 with `init: random`,
+    which start from nothing; 1e-4 with `backend: simplet5`. The sources are in docs/recipes.md."""
     warmup_steps: NotNegativeFloat | Literal["auto"] = "auto"
     """Optimizer steps of linear warm-up before the linear decay; below 1: a share of all steps.
     `auto`: 0.1; none with `backend: simplet5`."""

@@ -16,7 +16,7 @@ from tgsent import baselines, files, hub, memory, metrics, models, processes, si
 from tgsent.config import TrialSpec
 from tgsent.errors import TrialError
 from tgsent.evaluate import classify
-from tgsent.finetune import loop, simplet5, speedups, trackers, trainable
+from tgsent.finetune import loop, rates, simplet5, speedups, trackers, trainable
 from tgsent.finetune.checkpoint import Checkpoints
 from tgsent.models import LoadedModel
 from tgsent.prompts import choose_shots
@@ -76,7 +76,7 @@ def _through_our_loop(
     examples = encoder.encode_examples(left)
     training = spec.training
     set_seed(spec.seed)  # loading has drawn random numbers, for some models more than for others
-    learning_rate = models.learning_rate(training, loaded.family)
+    learning_rate = rates.learning_rate(training, loaded.family, loaded.model.num_parameters())
     with memory.explained(spec, "training"):
         merge = trainable.prepare(loaded.model, training)
         trainable_parameters = trainable.count(loaded.model)
@@ -193,6 +193,7 @@ def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> dict[str, Any]:
         "n_test": n_test,
         "steps": outcome.steps,
         "learning_rate": outcome.learning_rate,
+        **_resolved(spec, outcome),
         "train_seconds": outcome.train_seconds,
         "train_examples_per_second": _rate(n_train * passes, outcome.train_seconds),
         "eval_seconds": outcome.eval_seconds,
@@ -211,6 +212,17 @@ def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> dict[str, Any]:
         "example": list(map(without_secrets, outcome.example)) if outcome.example else None,
         "shots": [[shot.text, shot.label] for shot in outcome.shots],
         "formulas_escaped": spec.escape_formulas,
+    }
+
+
+def _resolved(spec: TrialSpec, outcome: Outcome) -> dict[str, Any]:
+    """Give what `auto` became, beside learning rate and precision."""
+    if spec.is_baseline:
+        return {}
+    return {
+        "warmup_steps": loop.warmup_steps(spec.training, outcome.steps),
+        "max_grad_norm": loop.max_grad_norm(spec.training),
+        "padding": loop.padding(spec.training),
     }
 
 
