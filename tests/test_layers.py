@@ -38,7 +38,7 @@ LAYERS = (
     ),
     (3, ("memory", "baselines", "tiny")),
     (3, ("models",)),
-    (4, ("evaluate",)),
+    (4, ("evaluate", "legibility")),
     (4, ("trial", "model_card")),
     (4, ("attempt",)),
     (5, ("cost", "manifest", "ray_engine")),

@@ -11,14 +11,14 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from tgsent import cost, memory, models, variants
+from tgsent import cost, legibility, memory, models, variants
 from tgsent.config import RunConfig, TrialSpec
 from tgsent.cost import Cost
 from tgsent.data import Dataset, TrialSplits, ValidationSplits
 from tgsent.errors import UnavailableError
 from tgsent.files import show_size
 from tgsent.finetune import loop, rates
-from tgsent.prompts import choose_shots, render_prompt, render_target
+from tgsent.prompts import choose_shots
 from tgsent.records import Split
 
 
@@ -28,7 +28,13 @@ class ModelPlan:
 
     model: str
     training_prompt: str
+    """As the tokenizer reads it back, special and unknown tokens included."""
     test_prompt: str
+    unknown_share: float
+    """Share of the training texts' tokens that are unknown."""
+    unknown_token: str
+    warnings: tuple[str, ...]
+    """What of the texts, training and test, the model cannot see."""
     optimizer_steps: int
     learning_rate: float
     warmup_steps: int
@@ -131,15 +137,20 @@ def plan_model(spec: TrialSpec, split: Split) -> ModelPlan:
     least = memory.estimate(loaded.model, spec.training)
     epochs, parameters = spec.training.epochs, loaded.model.num_parameters()
     steps = math.ceil(len(train) / spec.training.batch_size) * epochs
-    example = split.train[0]
-    start = loaded.decode(encoder.start_ids)
-    prompt, end = start + render_prompt(spec.prompt, example.text), loaded.tokenizer.eos_token
+    prompt, target = loaded.decode(train[0].prompt), loaded.decode(train[0].target)
     if loaded.model.config.is_encoder_decoder:
-        prompt += f"{end} ->"
+        prompt += " ->"
+        target = f" {target}"
+    texts = [example.text for example in split.train]
+    seen = legibility.measure(loaded, encoder, texts)
+    texts += [example.text for example in split.tested]
     return ModelPlan(
         model=spec.name,
-        training_prompt=f"{prompt}{render_target(spec.prompt, example.label)}{end}",
+        training_prompt=prompt + target,
         test_prompt=prompt,
+        unknown_share=seen.unknown_share,
+        unknown_token=seen.unknown_token,
+        warnings=legibility.measure(loaded, encoder, texts).warnings,
         optimizer_steps=steps,
         learning_rate=rates.learning_rate(spec.training, loaded.family, parameters),
         warmup_steps=loop.warmup_steps(spec.training, steps),
@@ -205,6 +216,7 @@ def to_text(plan: dict[str, Any], config_yaml: str) -> str:
             f" {model['trainable_parameters']:,} trained)",
             f"  training prompt  {model['training_prompt']!r}",
             f"  test prompt      {model['test_prompt']!r}",
+            *_illegible(model),
             f"  per trial        {model['optimizer_steps']} optimizer steps at"
             f" {model['learning_rate']:g}, {model['training_tokens']:,} tokens,"
             f" {model['truncated']} texts cut",
@@ -225,6 +237,16 @@ def to_text(plan: dict[str, Any], config_yaml: str) -> str:
             line += f", and {_time(before)} for the sweep, with the settings as they are"
         lines += ["", line]
     return "\n".join(lines) + "\n"
+
+
+def _illegible(model: dict[str, Any]) -> list[str]:
+    """Say what of the texts the model cannot see."""
+    lines = [f"  warning          {warning}" for warning in model["warnings"]]
+    if share := model["unknown_share"]:
+        shown = "less than 0.1" if share < 0.001 else f"{100 * share:.1f}"
+        what = f"{shown} % of the training texts' tokens are {model['unknown_token']}"
+        lines.insert(0, f"  unknown          {what}")
+    return lines
 
 
 def _recipe(model: dict[str, Any]) -> str:

@@ -12,14 +12,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from tgsent import baselines, files, hub, memory, metrics, models, processes, signature
+from tgsent import baselines, files, hub, legibility, memory, metrics, models, processes, signature
 from tgsent.config import TrialSpec
 from tgsent.errors import TrialError
 from tgsent.evaluate import classify
 from tgsent.finetune import loop, rates, simplet5, speedups, trackers, trainable
 from tgsent.finetune.checkpoint import Checkpoints
 from tgsent.models import LoadedModel
-from tgsent.prompts import choose_shots
+from tgsent.prompts import PromptEncoder, choose_shots
 from tgsent.records import Outcome, Progress, Split, TrialResult
 from tgsent.redaction import without_secrets
 
@@ -123,7 +123,14 @@ def _through_our_loop(
         precision=loop.resolve_precision(training, accelerator.device.type),
         example=(loaded.decode(examples[0].prompt), loaded.decode(examples[0].target)),
         shots=shots,
+        warnings=_illegible(loaded, encoder, split),
     )
+
+
+def _illegible(loaded: LoadedModel, encoder: PromptEncoder, split: Split) -> tuple[str, ...]:
+    """Say what of the texts, training and test, the model cannot see."""
+    texts = [example.text for example in (*split.train, *split.tested)]
+    return legibility.measure(loaded, encoder, texts).warnings
 
 
 def _checkpoints(spec: TrialSpec, split: Split, folder: Path | None) -> Checkpoints | None:
@@ -151,7 +158,10 @@ def _through_simplet5(
             loaded.model.save_pretrained(start)
             loaded.tokenizer.save_pretrained(start)
             del loaded
-        return simplet5.train_and_answer(spec, split, start, folder, progress, save_to)
+        outcome = simplet5.train_and_answer(spec, split, start, folder, progress, save_to)
+    described = models.describe(spec, split.train)  # with the tokenizer that the package has, too
+    warnings = _illegible(described, models.prompt_encoder(described, spec), split)
+    return replace(outcome, warnings=warnings)
 
 
 def _load(spec: TrialSpec, split: Split, progress: Progress) -> LoadedModel:
@@ -183,7 +193,10 @@ def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> dict[str, Any]:
         **extra,
         "extra_sha256": split.extra_sha256,
         **({"calibration": honesty} if honesty else {}),
-        "warnings": [] if spec.model == "majority" else metrics.doubts(scores),
+        "warnings": [
+            *outcome.warnings,
+            *([] if spec.model == "majority" else metrics.doubts(scores)),
+        ],
         "truncated": outcome.truncated,
         "truncated_tokens": outcome.truncated_tokens,
         "duplicates": split.duplicates,
