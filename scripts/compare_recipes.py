@@ -29,7 +29,7 @@ from torch.nn import functional
 from tgsent import metrics, models, tiny
 from tgsent.config import RunConfig, TrialSpec, load
 from tgsent.data import load_dataset, make_splits
-from tgsent.finetune import loop
+from tgsent.finetune import loop, rates
 from tgsent.finetune.family import IGNORE
 from tgsent.progress import Quiet
 from tgsent.prompts import parse
@@ -96,7 +96,7 @@ def train_plainly(loaded: models.LoadedModel, examples: Sequence[Encoded], spec:
     ]
     inputs, labels = padded(read, ids.pad), padded(written, IGNORE)
     mask = padded([(1,) * len(r) for r in read], 0)
-    rate = models.learning_rate(training, loaded.family)
+    rate = rates.learning_rate(training, loaded.family, model.num_parameters())
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     others = [p for p in model.parameters() if p.dim() < 2]
     optimizer = torch.optim.AdamW(

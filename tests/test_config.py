@@ -154,6 +154,15 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(write: Write) -> None:
             "training.lora.alfa (line 3): unknown key; did you mean `alpha`?",
         ),
         (
+            "training:\n  lora: {target: everything}",
+            "training.lora.target (line 2): must be 'all-linear' or 'attention' or a list,"
+            " not 'everything'",
+        ),
+        (
+            "training:\n  lora: {target: []}",
+            "training.lora.target (line 2): must be 'all-linear' or 'attention' or must name",
+        ),
+        (
             "training:\n  lora: {r: 0}",
             "training.lora.r (line 2): must be greater than or equal to 1, not 0",
         ),
@@ -622,6 +631,17 @@ def test_the_fingerprint_changes_with_what_can_change_the_score(override: str) -
 )
 def test_the_fingerprint_keeps_with_how_the_run_is_carried_out(override: str) -> None:
     assert fingerprint(override) == fingerprint()
+
+
+def test_old_trials_with_adapters_keep_their_fingerprint() -> None:
+    """Versions without the key put adapters on the attention layers."""
+    lora = "training.lora={r: 4, alpha: 32, dropout: 0.1%s}"
+    config = load("smoke", models=["./model"], overrides=[lora % ", target: attention"])
+    (spec, *_) = config.trial_specs(("a", "b"))
+    assert "target" not in spec.settings["training"]["lora"]
+    assert spec.settings["training"]["lora"] == {"r": 4, "alpha": 32, "dropout": 0.1}
+    assert fingerprint(lora % ", target: attention") != fingerprint(lora % "")
+    assert fingerprint(lora % ", target: [q]") != fingerprint(lora % "")
 
 
 def test_the_fingerprint_changes_with_the_label_words() -> None:

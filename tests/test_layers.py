@@ -30,6 +30,7 @@ LAYERS = (
     (
         3,
         (
+            "finetune.rates",
             "finetune.speedups",
             "finetune.trainable",
             "finetune.trackers",
@@ -39,7 +40,7 @@ LAYERS = (
     (3, ("memory", "baselines", "tiny", "chat")),
     (3, ("gguf_files",)),
     (3, ("models",)),
-    (4, ("evaluate",)),
+    (4, ("evaluate", "legibility")),
     (4, ("trial", "model_card")),
     (4, ("attempt",)),
     (5, ("cost", "manifest", "ray_engine")),

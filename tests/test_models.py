@@ -14,7 +14,7 @@ from tgsent.aliases import ALIASES
 from tgsent.config import PromptConfig, TrainingConfig
 from tgsent.errors import ConfigError, UnavailableError
 from tgsent.finetune import causal, seq2seq
-from tgsent.finetune.family import Family, token_losses
+from tgsent.finetune.family import token_losses
 from tgsent.models import LoadedModel
 from tgsent.records import Example
 from tiny_models import FAMILIES, LABELS, encode, examples, tiny_model, tiny_spec
@@ -288,23 +288,3 @@ def test_a_described_model_takes_no_memory(
     model = models.describe(spec, ()).model
     assert {p.device.type for p in model.parameters()} == {"meta"}
     assert model.num_parameters() // 1_000_000 == pytest.approx(parameters, abs=1)
-
-
-@pytest.mark.parametrize(
-    ("init", "family", "rate"),
-    [
-        ("pretrained", causal, 6.25e-5),
-        ("pretrained", seq2seq, 3e-4),
-        ("random", causal, 3e-4),
-        ("random", seq2seq, 3e-4),
-    ],
-)
-def test_learning_rate_auto(init: str, family: Family, rate: float) -> None:
-    training = TrainingConfig.model_validate({"init": init, "learning_rate": "auto"})
-    assert models.learning_rate(training, family) == rate
-
-
-@pytest.mark.parametrize("init", ["pretrained", "random", "tiny"])
-def test_a_given_learning_rate_is_taken(init: str) -> None:
-    training = TrainingConfig.model_validate({"init": init, "learning_rate": 0.5})
-    assert models.learning_rate(training, causal) == 0.5

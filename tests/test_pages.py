@@ -116,6 +116,7 @@ def test_both_pages_tell_the_whole_story(folder: Path, page: str, markdown: str)
     for told in (
         "expected calibration error", "texts cut (tokens lost)", "Texts that most models got wrong",
         "Wrong answers that tfidf was surest of", "Time and memory", "learning_rate",
+        "warmup_steps, as it was", "max_grad_norm, as it was", "padding, as it was",
         result["manifest"]["data"]["sha256"], result["manifest"]["splits"][1]["sha256"],
     ):  # fmt: skip
         assert told in text

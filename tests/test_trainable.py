@@ -90,15 +90,24 @@ def test_gradient_checkpointing_gives_the_same_trial_dropout_and_all(
 
 
 @pytest.mark.parametrize("model", FAMILIES)
-def test_lora_trains_as_many_parameters_as_its_matrices_have(model: str) -> None:
+@pytest.mark.parametrize("target", ["attention", "all-linear", None])
+def test_lora_trains_as_many_parameters_as_its_matrices_have(
+    model: str, target: str | None
+) -> None:
     """Two layers, in T5 one and one; an adapter of rank r on a matrix n x m has r (n + m)."""
     r, width = 3, 128
-    expected = {
-        "gpt2": 2 * r * (width + 3 * width),  # query, key and value in one matrix
-        "gpt-neo": 2 * 2 * r * (width + width),  # query and value
-        "t5": (1 + 1 + 1) * 2 * r * (width + width),  # encoder, decoder, and from it to the encoder
+    square, fourfold, double = 2 * width, 5 * width, 3 * width  # n + m of each shape
+    attention, everything = {
+        # query, key and value in one matrix, the output, and the two of the feed-forward part
+        "gpt2": (2 * 4 * width, 2 * (4 * width + square + 2 * fourfold)),
+        # query and value; then key and output too
+        "gpt-neo": (2 * 2 * square, 2 * (4 * square + 2 * fourfold)),
+        # encoder, decoder, and from it to the encoder
+        "t5": (3 * 2 * square, 3 * 4 * square + 2 * 2 * double),
     }[model]
-    spec = tiny_spec(model, training={"lora": {"r": r}})
+    expected = r * (attention if target == "attention" else everything)
+    lora = {"r": r} if target is None else {"r": r, "target": target}
+    spec = tiny_spec(model, training={"lora": lora})
     loaded = tiny_model(spec)
     parameters = loaded.model.num_parameters()
     merge = trainable.prepare(loaded.model, spec.training)
@@ -137,7 +146,7 @@ def opposite(split: Split) -> Split:
 
 ADAPTERS = {
     "init": "pretrained",
-    "lora": {"r": 16, "alpha": 64, "dropout": 0.0},
+    "lora": {"r": 16, "alpha": 64, "dropout": 0.0, "target": "attention"},
     "learning_rate": 3e-3,
     "gradient_checkpointing": True,
 }
@@ -268,8 +277,48 @@ def test_an_architecture_that_peft_does_not_know() -> None:
         model = LlamaForCausalLM(
             Odd(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
         )
-    with pytest.raises(ConfigError, match=r'no adapters are known .* "nobody-knows"'):
-        trainable.prepare(model, TrainingConfig(lora=LoraConfig()))
+    with pytest.raises(ConfigError, match=r'peft names no attention .* "nobody-knows"; take all-l'):
+        trainable.prepare(model, TrainingConfig(lora=LoraConfig(target="attention")))
+    trainable.prepare(model, TrainingConfig(lora=LoraConfig()))
+    assert trainable.count(model) == 16 * (4 * (8 + 8) + 3 * (8 + 8))
+
+
+def llama() -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize(
+    ("target", "layers"),
+    [
+        ("all-linear", {*(f"{x}_proj" for x in "qkvo"), "gate_proj", "up_proj", "down_proj"}),
+        ("attention", {"q_proj", "v_proj"}),
+        (["up_proj", "self_attn.q_proj"], {"up_proj", "q_proj"}),
+    ],
+)
+def test_which_layers_of_a_llama_get_adapters(target: str | list[str], layers: set[str]) -> None:
+    """The output head gets none."""
+    model = llama()
+    before = model(torch.arange(9)[None]).logits
+    training = TrainingConfig.model_validate({"lora": {"target": target, "dropout": 0.0}})
+    merge = trainable.prepare(model, training)
+    trained = {n.split(".lora_")[0].rsplit(".", 1)[-1]: p for n, p in model.named_parameters()
+               if p.requires_grad}  # fmt: skip
+    assert trained.keys() == layers
+    merge()
+    torch.testing.assert_close(model(torch.arange(9)[None]).logits, before)
+
+
+def test_unknown_layers_are_named_with_those_there() -> None:
+    training = TrainingConfig.model_validate({"lora": {"target": ["q_proj", "c_attn"]}})
+    with pytest.raises(ConfigError, match='"llama" have no linear layer "c_attn"; there are down'):
+        trainable.prepare(llama(), training)
 
 
 def test_a_model_that_cannot_be_checkpointed() -> None:

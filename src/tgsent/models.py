@@ -28,7 +28,7 @@ from tgsent import chat, environment, gguf_files, hub, memory, tiny
 from tgsent.aliases import ALIASES, alias_of
 from tgsent.config import TrainingConfig, TrialSpec
 from tgsent.errors import ConfigError, TgsentError, UnavailableError
-from tgsent.finetune import causal, loop, seq2seq, simplet5, trackers, trainable
+from tgsent.finetune import causal, loop, seq2seq, trackers, trainable
 from tgsent.finetune.family import Batch, Counted, Family, SpecialIds
 from tgsent.hub import Snapshot
 from tgsent.prompts import PromptEncoder, encode_markup, parse
@@ -146,28 +146,6 @@ def describe(spec: TrialSpec, train: Iterable[Example]) -> LoadedModel:
             }
         )
         return load(architecture, train)
-
-
-def learning_rate(training: TrainingConfig, family: Family) -> float:
-    """Resolve `learning_rate: auto`.
-
-    6.25e-5 is that of Radford et al. 2018 for fine-tuning GPT; 3e-4 is within what Hugging Face's
-    T5 guide gives for AdamW. Models that start from nothing need more: with 1e-3 all
-    three tiny models learn (GPT-2 and T5 collapse to one answer in some runs above it); 3e-4 for
-    random weights of full size is a usual value, not a measured one. 2e-4 is what Hu et al. 2021
-    train adapters of GPT-2 with.
-    """
-    if training.backend == "simplet5":
-        return simplet5.LEARNING_RATE
-    if training.learning_rate != "auto":
-        return training.learning_rate
-    if training.init == "tiny":
-        return 1e-3
-    if training.init == "random":
-        return 3e-4
-    if family is seq2seq:
-        return 3e-4
-    return 6.25e-5 if training.lora is None else 2e-4
 
 
 def collator(loaded: LoadedModel, training: TrainingConfig) -> loop.Collate:

@@ -25,6 +25,8 @@ from tgsent.terminal import printable
 _MISTAKES = 10
 _BETWEEN = " to "
 _LONGEST = 300
+_RESOLVED = ("learning_rate", "warmup_steps", "max_grad_norm", "padding", "precision")
+"""Settings that may be `auto`: shown as they were."""
 _MOST_LABELS = 12
 """A confusion matrix of more than these is a list of the commonest confusions instead."""
 
@@ -375,11 +377,20 @@ def _recipe(models: Iterable[Model], run: StoredRun) -> Section:
         ["completion", *(_json(spec.prompt.target) for spec in specs)],
         ["decoding", *(spec.evaluation.decoding for spec in specs)],
         ["steps", *(str(model["trials"][0]["steps"]) for model in shown)],
-        ["learning_rate, as it was", *(f"{m['trials'][0]['learning_rate']:g}" for m in shown)],
+        *([f"{key}, as it was", *(_was(model, key) for model in shown)] for key in _RESOLVED),
     ]
     keys = [key for key in (training[0] if training else {}) if key != "simplet5"]
     rows += [[key, *(_json(one[key]).strip('"') for one in training)] for key in keys]
     return Section(["", *(model["model"] for model in shown)], rows if shown else [])
+
+
+def _was(model: Model, key: str) -> str:
+    """Write what a setting was in the first trial, where that was recorded."""
+    trial = model["trials"][0]
+    if key not in trial:
+        return "-"
+    value = trial[key]
+    return f"{value:g}" if isinstance(value, float) else _json(value).strip('"')
 
 
 def _examples(models: Iterable[Model]) -> list[tuple[str, str, str]]:

@@ -11,14 +11,14 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from tgsent import cost, memory, models, variants
+from tgsent import cost, legibility, memory, models, variants
 from tgsent.config import RunConfig, TrialSpec
 from tgsent.cost import Cost
 from tgsent.data import Dataset, TrialSplits, ValidationSplits
 from tgsent.errors import UnavailableError
 from tgsent.files import show_size
-from tgsent.finetune import loop
-from tgsent.prompts import choose_shots, render_prompt, render_target
+from tgsent.finetune import loop, rates
+from tgsent.prompts import choose_shots
 from tgsent.records import Split
 
 
@@ -28,9 +28,19 @@ class ModelPlan:
 
     model: str
     training_prompt: str
+    """As the tokenizer reads it back, special and unknown tokens included."""
     test_prompt: str
+    unknown_share: float
+    """Share of the training texts' tokens that are unknown."""
+    unknown_token: str
+    warnings: tuple[str, ...]
+    """What of the texts, training and test, the model cannot see."""
     optimizer_steps: int
     learning_rate: float
+    warmup_steps: int
+    max_grad_norm: float | None
+    padding: str
+    precision: str
     parameters: int
     trainable_parameters: int
     memory_bytes: int
@@ -106,7 +116,7 @@ def plan_model(spec: TrialSpec, split: Split) -> ModelPlan:
     evaluation (Kaplan et al. 2020, without the attention term, which is small for short texts).
     The encoder of a seq2seq model reads the prompt, its decoder the completion.
     """
-    loop.resolve_device(spec.training.device)
+    device = loop.resolve_device(spec.training.device)
     models.check(spec)
     loaded = models.describe(spec, split.train)
     encoder = models.prompt_encoder(loaded, spec, choose_shots(split.train, spec))
@@ -125,19 +135,29 @@ def plan_model(spec: TrialSpec, split: Split) -> ModelPlan:
     answer_tokens = len(test) * max(map(len, encoder.targets.values()))
     reading, writing = matrix_parameters(loaded.model)
     least = memory.estimate(loaded.model, spec.training)
-    epochs = spec.training.epochs
-    example = split.train[0]
-    start = loaded.decode(encoder.start_ids)
-    prompt, end = start + render_prompt(spec.prompt, example.text), loaded.tokenizer.eos_token
+    epochs, parameters = spec.training.epochs, loaded.model.num_parameters()
+    steps = math.ceil(len(train) / spec.training.batch_size) * epochs
+    prompt, target = loaded.decode(train[0].prompt), loaded.decode(train[0].target)
     if loaded.model.config.is_encoder_decoder:
-        prompt += f"{end} ->"
+        prompt += " ->"
+        target = f" {target}"
+    texts = [example.text for example in split.train]
+    seen = legibility.measure(loaded, encoder, texts)
+    texts += [example.text for example in split.tested]
     return ModelPlan(
         model=spec.name,
-        training_prompt=f"{prompt}{render_target(spec.prompt, example.label)}{end}",
+        training_prompt=prompt + target,
         test_prompt=prompt,
-        optimizer_steps=math.ceil(len(train) / spec.training.batch_size) * epochs,
-        learning_rate=models.learning_rate(spec.training, loaded.family),
-        parameters=loaded.model.num_parameters(),
+        unknown_share=seen.unknown_share,
+        unknown_token=seen.unknown_token,
+        warnings=legibility.measure(loaded, encoder, texts).warnings,
+        optimizer_steps=steps,
+        learning_rate=rates.learning_rate(spec.training, loaded.family, parameters),
+        warmup_steps=loop.warmup_steps(spec.training, steps),
+        max_grad_norm=loop.max_grad_norm(spec.training),
+        padding=loop.padding(spec.training),
+        precision=loop.resolve_precision(spec.training, device),
+        parameters=parameters,
         trainable_parameters=least.trainable_parameters,
         memory_bytes=least.bytes,
         training_tokens=epochs * (prompt_tokens + target_tokens),
@@ -196,9 +216,11 @@ def to_text(plan: dict[str, Any], config_yaml: str) -> str:
             f" {model['trainable_parameters']:,} trained)",
             f"  training prompt  {model['training_prompt']!r}",
             f"  test prompt      {model['test_prompt']!r}",
+            *_illegible(model),
             f"  per trial        {model['optimizer_steps']} optimizer steps at"
             f" {model['learning_rate']:g}, {model['training_tokens']:,} tokens,"
             f" {model['truncated']} texts cut",
+            f"  recipe           {_recipe(model)}",
             f"  memory           at least {show_size(model['memory_bytes'])} for weights,"
             " gradients and optimizer state",
             f"  work             about {_si(model['training_flop'])}FLOP for training,"
@@ -215,6 +237,26 @@ def to_text(plan: dict[str, Any], config_yaml: str) -> str:
             line += f", and {_time(before)} for the sweep, with the settings as they are"
         lines += ["", line]
     return "\n".join(lines) + "\n"
+
+
+def _illegible(model: dict[str, Any]) -> list[str]:
+    """Say what of the texts the model cannot see."""
+    lines = [f"  warning          {warning}" for warning in model["warnings"]]
+    if share := model["unknown_share"]:
+        shown = "less than 0.1" if share < 0.001 else f"{100 * share:.1f}"
+        what = f"{shown} % of the training texts' tokens are {model['unknown_token']}"
+        lines.insert(0, f"  unknown          {what}")
+    return lines
+
+
+def _recipe(model: dict[str, Any]) -> str:
+    """Say what `auto` became, beside the learning rate."""
+    norm = model["max_grad_norm"]
+    return (
+        f"{model['warmup_steps']} warm-up steps,"
+        f" {'no clipping' if norm is None else f'gradients clipped to {norm:g}'},"
+        f" padded to {model['padding']}, {model['precision']}"
+    )
 
 
 def _cost(found: dict[str, Any] | None) -> list[str]:

@@ -156,6 +156,13 @@ class PromptEncoder:
         # equal numbers are one object, of 28 bytes: else they would be most of what a prompt takes
         return tuple(map(self._numbers.setdefault, prompt, prompt))
 
+    def encode_bare(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        """Encode texts by themselves: nothing around them, nothing cut, nothing counted."""
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            some = list(texts[start : start + _TEXTS_AT_ONCE])
+            for text, ids in zip(some, self.encode_texts(some), strict=True):
+                yield self._encode_data(text) if self._special_in(ids) else ids
+
     def encode_examples(self, examples: Sequence[Example]) -> list[Encoded]:
         """Encode prompt and target of each example."""
         prompts = self.encode_prompts([example.text for example in examples])

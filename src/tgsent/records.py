@@ -127,6 +127,8 @@ class Outcome:
     """Prompt and completion of a training text, as the model saw them."""
     shots: tuple[Example, ...] = ()
     """The worked examples that every prompt began with."""
+    warnings: tuple[str, ...] = ()
+    """What of the texts the model could not see."""
 
 
 @dataclass(frozen=True, slots=True)

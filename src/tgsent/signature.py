@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tgsent import __version__
-from tgsent.config import LATER_KEYS, DataConfig, TrialSpec
+from tgsent.config import DataConfig, TrialSpec
 from tgsent.records import Split
 
 METRIC = "macro_f1"
@@ -32,13 +32,7 @@ def data_part(config: DataConfig, sha256: str) -> str:
 
 def of_trial(spec: TrialSpec, split: Split, commit: str | None, precision: str) -> str:
     """Sign one trial; `precision` is what it was trained in."""
-    training = spec.training.model_dump(mode="json", exclude={"device", "report_to"})
-    recipe = "fitted" if spec.is_baseline else _hash(training)
-    prompt = {
-        key: value
-        for key, value in spec.prompt.model_dump(mode="json").items()
-        if ("prompt", key) not in LATER_KEYS or value != LATER_KEYS["prompt", key]
-    }
+    settings = spec.settings
     model = f"{spec.model}@{commit[:12]}" if commit else spec.model
     parts = {
         "tgsent": __version__,
@@ -49,9 +43,9 @@ def of_trial(spec: TrialSpec, split: Split, commit: str | None, precision: str) 
         **({"weights": spec.weights[:12]} if spec.weights else {}),
         "init": "fitted" if spec.is_baseline else spec.training.init,
         "backend": "fitted" if spec.is_baseline else spec.training.backend,
-        "recipe": recipe,
+        "recipe": "fitted" if spec.is_baseline else _hash(settings["training"]),
         "precision": precision,
-        "prompt": "none" if spec.is_baseline else _hash([prompt]),
+        "prompt": "none" if spec.is_baseline else _hash([settings["prompt"]]),
         "decoding": "fitted" if spec.is_baseline else spec.evaluation.decoding,
         "metric": METRIC,
     }

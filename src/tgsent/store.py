@@ -33,7 +33,7 @@ _FREE_KEYS = (
 )  # fmt: skip
 
 
-_LATER = {f"{section}.{key}": value for (section, key), value in LATER_KEYS.items()}
+_LATER = {".".join(path): value for path, value in LATER_KEYS.items()}
 
 
 @dataclass(frozen=True)
@@ -148,10 +148,11 @@ class RunFolder:
             )
         now = yaml.safe_load(config.to_yaml())
         old, new = flat(before), flat(now)
+        old = {**{key: value for key, value in _LATER.items() if key in new}, **old}
         differing = [
             f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
             for key in dict.fromkeys((*old, *new))
-            if old.get(key, _LATER.get(key)) != new.get(key) and not key.startswith(_FREE_KEYS)
+            if old.get(key) != new.get(key) and not key.startswith(_FREE_KEYS)
         ]
         old_models, new_models = _models(before), _models(now)
         differing += [

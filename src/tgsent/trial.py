@@ -12,14 +12,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from tgsent import baselines, files, hub, memory, metrics, models, processes, signature
+from tgsent import baselines, files, hub, legibility, memory, metrics, models, processes, signature
 from tgsent.config import TrialSpec
 from tgsent.errors import TrialError
 from tgsent.evaluate import classify
-from tgsent.finetune import loop, simplet5, speedups, trackers, trainable
+from tgsent.finetune import loop, rates, simplet5, speedups, trackers, trainable
 from tgsent.finetune.checkpoint import Checkpoints
 from tgsent.models import LoadedModel
-from tgsent.prompts import choose_shots
+from tgsent.prompts import PromptEncoder, choose_shots
 from tgsent.records import Outcome, Progress, Split, TrialResult
 from tgsent.redaction import without_secrets
 
@@ -76,7 +76,7 @@ def _through_our_loop(
     examples = encoder.encode_examples(left)
     training = spec.training
     set_seed(spec.seed)  # loading has drawn random numbers, for some models more than for others
-    learning_rate = models.learning_rate(training, loaded.family)
+    learning_rate = rates.learning_rate(training, loaded.family, loaded.model.num_parameters())
     with memory.explained(spec, "training"):
         merge = trainable.prepare(loaded.model, training)
         trainable_parameters = trainable.count(loaded.model)
@@ -123,7 +123,14 @@ def _through_our_loop(
         precision=loop.resolve_precision(training, accelerator.device.type),
         example=(loaded.decode(examples[0].prompt), loaded.decode(examples[0].target)),
         shots=shots,
+        warnings=_illegible(loaded, encoder, split),
     )
+
+
+def _illegible(loaded: LoadedModel, encoder: PromptEncoder, split: Split) -> tuple[str, ...]:
+    """Say what of the texts, training and test, the model cannot see."""
+    texts = [example.text for example in (*split.train, *split.tested)]
+    return legibility.measure(loaded, encoder, texts).warnings
 
 
 def _checkpoints(spec: TrialSpec, split: Split, folder: Path | None) -> Checkpoints | None:
@@ -152,7 +159,10 @@ def _through_simplet5(
             loaded.model.save_pretrained(start)
             loaded.tokenizer.save_pretrained(start)
             del loaded
-        return simplet5.train_and_answer(spec, split, start, folder, progress, save_to)
+        outcome = simplet5.train_and_answer(spec, split, start, folder, progress, save_to)
+    described = models.describe(spec, split.train)  # with the tokenizer that the package has, too
+    warnings = _illegible(described, models.prompt_encoder(described, spec), split)
+    return replace(outcome, warnings=warnings)
 
 
 def _load(spec: TrialSpec, split: Split, progress: Progress) -> LoadedModel:
@@ -185,7 +195,10 @@ def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> dict[str, Any]:
         **extra,
         "extra_sha256": split.extra_sha256,
         **({"calibration": honesty} if honesty else {}),
-        "warnings": [] if spec.model == "majority" else metrics.doubts(scores),
+        "warnings": [
+            *outcome.warnings,
+            *([] if spec.model == "majority" else metrics.doubts(scores)),
+        ],
         "truncated": outcome.truncated,
         "truncated_tokens": outcome.truncated_tokens,
         "duplicates": split.duplicates,
@@ -195,6 +208,7 @@ def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> dict[str, Any]:
         "n_test": n_test,
         "steps": outcome.steps,
         "learning_rate": outcome.learning_rate,
+        **_resolved(spec, outcome),
         "train_seconds": outcome.train_seconds,
         "train_examples_per_second": _rate(n_train * passes, outcome.train_seconds),
         "eval_seconds": outcome.eval_seconds,
@@ -213,6 +227,17 @@ def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> dict[str, Any]:
         "example": list(map(without_secrets, outcome.example)) if outcome.example else None,
         "shots": [[shot.text, shot.label] for shot in outcome.shots],
         "formulas_escaped": spec.escape_formulas,
+    }
+
+
+def _resolved(spec: TrialSpec, outcome: Outcome) -> dict[str, Any]:
+    """Give what `auto` became, beside learning rate and precision."""
+    if spec.is_baseline:
+        return {}
+    return {
+        "warmup_steps": loop.warmup_steps(spec.training, outcome.steps),
+        "max_grad_norm": loop.max_grad_norm(spec.training),
+        "padding": loop.padding(spec.training),
     }
 
 

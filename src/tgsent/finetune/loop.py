@@ -96,10 +96,11 @@ def resolve_precision(training: TrainingConfig, device: str) -> str:
     """Give `fp32`, `bf16` or `fp16`.
 
     `auto` is bf16 where the device computes it natively, but fp32 for tiny models, whose matrices
-    are too small to gain from it. Raises UnavailableError for fp16 without a cuda device.
+    are too small to gain from it, and with the package SimpleT5. Raises UnavailableError for fp16
+    without a cuda device.
     """
     precision = training.precision
-    if precision == "auto" and training.init == "tiny":
+    if precision == "auto" and (training.init == "tiny" or training.backend == "simplet5"):
         return "fp32"
     if precision == "auto":
         if device == "cuda":
@@ -337,13 +338,17 @@ def make_optimizer(
 
 def warmup_steps(training: TrainingConfig, total_steps: int) -> int:
     """Resolve `warmup_steps`: `auto`, or a share of all steps, to a number of steps."""
-    warmup = 0.1 if training.warmup_steps == "auto" else training.warmup_steps
+    warmup = training.warmup_steps
+    if warmup == "auto":
+        warmup = 0.1 if training.backend == "native" else 0.0
     return round(warmup * total_steps) if warmup < 1 else int(warmup)
 
 
 def max_grad_norm(training: TrainingConfig) -> float | None:
     """Resolve `max_grad_norm: auto`."""
-    return 1.0 if training.max_grad_norm == "auto" else training.max_grad_norm
+    if training.max_grad_norm != "auto":
+        return training.max_grad_norm
+    return 1.0 if training.backend == "native" else None
 
 
 def padding(training: TrainingConfig) -> Literal["longest", "max_tokens"]:

@@ -42,13 +42,14 @@ def count(model: nn.Module) -> int:
 
 
 def _add_adapters(model: PreTrainedModel, lora: LoraConfig) -> Callable[[], object]:
-    """Put adapters on the layers that peft names for this architecture, and freeze the rest."""
+    """Put adapters on the layers that `lora.target` names, and freeze the rest."""
     import peft  # takes seconds to import, and not everyone has it
 
     config = peft.LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
+        target_modules=_target_modules(model, lora),
         # GPT-2's layers hold their weights the other way round
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
@@ -56,12 +57,33 @@ def _add_adapters(model: PreTrainedModel, lora: LoraConfig) -> Callable[[], obje
         # the bare tuner, not get_peft_model: the model stays of its own class
         adapters = peft.LoraModel(model, config, "default")
     except ValueError as error:
+        if lora.target != "attention":
+            raise
         raise ConfigError(
-            "training.lora: no adapters are known for models of the kind"
-            f' "{model.config.model_type}"; leave it out, or take another model'
+            "training.lora.target: peft names no attention layers for models of the kind"
+            f' "{model.config.model_type}"; take all-linear, or name the layers'
         ) from error
     merge: Callable[[], object] = adapters.merge_and_unload
     return merge
+
+
+def _target_modules(model: PreTrainedModel, lora: LoraConfig) -> list[str] | str | None:
+    """Give `lora.target` in peft's words, where None stands for the architecture's own layers."""
+    if lora.target == "attention":
+        return None
+    if lora.target == "all-linear":
+        return "all-linear"
+    linear = [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)
+    ]
+    for target in lora.target:
+        if not any(f".{name}".endswith(f".{target}") for name in linear):
+            known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
+            raise ConfigError(
+                f'training.lora.target: models of the kind "{model.config.model_type}" have no'
+                f' linear layer "{target}"; there are {known}'
+            )
+    return list(lora.target)
 
 
 def _checkpoint(model: PreTrainedModel) -> None:

@@ -1,0 +1,75 @@
+"""How much of the texts a tokenizer can tell the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tgsent.models import LoadedModel
+from tgsent.prompts import PromptEncoder
+
+_MOST_UNKNOWN = 0.05
+"""Share of unknown tokens above which there is a warning."""
+
+
+@dataclass(frozen=True)
+class Legibility:
+    """Counts over different texts, each encoded by itself and uncut."""
+
+    unknown_token: str
+    tokens: int
+    unknown: int
+    merged: int
+    """Texts whose tokens are those of another text as well."""
+    merged_into: int
+    """Number of token sequences that these texts become."""
+
+    @property
+    def unknown_share(self) -> float:
+        """Share of the tokens that are unknown."""
+        return self.unknown / self.tokens if self.tokens else 0.0
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Say what the model cannot see, in one sentence at most."""
+        parts = []
+        if self.unknown_share > _MOST_UNKNOWN:
+            share = f"{100 * self.unknown_share:.0f} %"
+            parts.append(f"{share} of the texts' tokens are {self.unknown_token}")
+        if self.merged:
+            sequences = "sequence" if self.merged_into == 1 else "sequences"
+            parts.append(
+                f"{self.merged:,} different texts become {self.merged_into:,} token {sequences}"
+            )
+        return ("; ".join(parts),) if parts else ()
+
+
+def measure(loaded: LoadedModel, encoder: PromptEncoder, texts: Sequence[str]) -> Legibility:
+    """Count unknown tokens, and texts that the model cannot tell apart.
+
+    Texts that differ in white space alone count as one text. A text that is too long is not cut
+    here: what is cut is counted elsewhere.
+    """
+    by_words = {" ".join(text.split()): text for text in texts}
+    unknown_id = unknown_token_id(loaded)
+    tokens = unknown = 0
+    seen: dict[tuple[int, ...], int] = {}
+    for ids in encoder.encode_bare(list(by_words.values())):
+        tokens += len(ids)
+        unknown += ids.count(unknown_id) if unknown_id is not None else 0
+        key = tuple(ids)
+        seen[key] = seen.get(key, 0) + 1
+    merged = [count for count in seen.values() if count > 1]
+    return Legibility(
+        unknown_token=str(loaded.tokenizer.unk_token),
+        tokens=tokens,
+        unknown=unknown,
+        merged=sum(merged),
+        merged_into=len(merged),
+    )
+
+
+def unknown_token_id(loaded: LoadedModel) -> int | None:
+    """Give the id of the unknown token; None where it is none of its own (GPT-2's ends texts)."""
+    found = loaded.tokenizer.unk_token_id
+    return None if found in {loaded.ids.end, loaded.ids.pad} else found
