@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -63,19 +65,29 @@ def _add_adapters(model: PreTrainedModel, lora: LoraConfig) -> Callable[[], obje
             "training.lora.target: peft names no attention layers for models of the kind"
             f' "{model.config.model_type}"; take all-linear, or name the layers'
         ) from error
-    merge: Callable[[], object] = adapters.merge_and_unload
-    return merge
+    return partial(_merge, model, adapters.merge_and_unload)
 
 
-def _target_modules(model: PreTrainedModel, lora: LoraConfig) -> list[str] | str | None:
-    """Give `lora.target` in peft's words, where None stands for the architecture's own layers."""
+def _merge(model: PreTrainedModel, merge_and_unload: Callable[[], object]) -> None:
+    """Merge adapters; embeddings, which none are on, stay tied as they are.
+
+    peft compares the output head with the embeddings of the encoder, where T5Gemma's is tied to
+    those of the decoder, and would note in its configuration that it is not tied.
+    """
+    tied = model.config.tie_word_embeddings
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied")
+        merge_and_unload()
+    model.config.tie_word_embeddings = tied
+
+
+def _target_modules(model: PreTrainedModel, lora: LoraConfig) -> list[str] | None:
+    """Return the names of the layers of `lora.target`; None for those that peft names itself."""
     if lora.target == "attention":
         return None
+    linear = _linear_layers(model)
     if lora.target == "all-linear":
-        return "all-linear"
-    linear = [
-        name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)
-    ]
+        return linear
     for target in lora.target:
         if not any(f".{name}".endswith(f".{target}") for name in linear):
             known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
@@ -84,6 +96,25 @@ def _target_modules(model: PreTrainedModel, lora: LoraConfig) -> list[str] | str
                 f' linear layer "{target}"; there are {known}'
             )
     return list(lora.target)
+
+
+def _linear_layers(model: PreTrainedModel) -> list[str]:
+    """Return the names of all linear layers but the output head.
+
+    The output projection of a Mamba layer is left out: its kernels read the weight alone, and would
+    pass by an adapter.
+    """
+    head = model.get_output_embeddings()
+    fused = {
+        f"{name}.out_proj" for name, module in model.named_modules() if hasattr(module, "conv1d")
+    }
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+        and not (head is not None and module.weight is head.weight)
+        and name not in fused
+    ]
 
 
 def _checkpoint(model: PreTrainedModel) -> None:
