@@ -25,6 +25,15 @@ def test_configuration_reference_and_default_config_are_fresh():
     assert done.returncode == 0, done.stdout
 
 
+def test_the_page_of_models_is_fresh():
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "make_models_page.py", "--check"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_ci_runs_the_test_command_of_the_readme():
     blocks = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
     (command,) = [block.splitlines()[-1] for block in blocks if "pass the checks" in block]

@@ -105,14 +105,12 @@ def _snippet(loaded: LoadedModel, spec: TrialSpec, encoder: PromptEncoder) -> li
     """Write Python that classifies one text as the evaluation does with `decoding: free`."""
     is_seq2seq = loaded.family is seq2seq
     auto = "AutoModelForSeq2SeqLM" if is_seq2seq else "AutoModelForCausalLM"
-    head, tail = spec.prompt.input.split("{text}")
-    parts = [f"tokens({head!r} + text)[:{encoder.room}]"]
-    if encoder.start_ids:
-        parts.insert(0, repr(list(encoder.start_ids)))
-    if tail:
-        parts.append(f"tokens({tail!r})")
-    if encoder.stop_ids:
-        parts.append(repr(list(encoder.stop_ids)))
+    head, _ = spec.prompt.input.split("{text}")
+    # the text is encoded as what follows `start`, whose tokens begin the prompt already
+    skipped = len(encoder.encode_texts([encoder.start])[0]) if encoder.start else 0
+    body = f"tokens({encoder.start + head!r} + text)[{skipped or ''}:{skipped + encoder.room}]"
+    parts = [repr(list(encoder.start_ids)), body, repr([*encoder.tail_ids, *encoder.stop_ids])]
+    parts = [part for part in parts if part != "[]"]
     longest = max(map(len, encoder.targets.values()))
     return [
         "import torch",

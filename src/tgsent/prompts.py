@@ -115,12 +115,12 @@ class PromptEncoder:
 
     def __post_init__(self) -> None:
         self._head, tail = self.prompt.input.split("{text}")
-        self._tail = tuple(self._encode_after(_ANY_TEXT, tail)) if tail else ()
+        self.tail_ids = tuple(self._encode_after(_ANY_TEXT, tail)) if tail else ()
         before = self.stop or tail or self._head or _ANY_TEXT
         self.targets: dict[str, tuple[int, ...]] = {
             label: (*self._encode_target(before, label), self.end_id) for label in self.labels
         }
-        around = len(self.start_ids) + len(self._tail) + len(self.stop_ids)
+        around = len(self.start_ids) + len(self.tail_ids) + len(self.stop_ids)
         if self.target_counts:
             around += max(map(len, self.targets.values()))
         self.room = self.max_tokens - around
@@ -152,7 +152,7 @@ class PromptEncoder:
         if (lost := len(body) - self.room) > 0:
             self.truncated += 1
             self.truncated_tokens += lost
-        prompt = (*self.start_ids, *body[: self.room], *self._tail, *self.stop_ids)
+        prompt = (*self.start_ids, *body[: self.room], *self.tail_ids, *self.stop_ids)
         # equal numbers are one object, of 28 bytes: else they would be most of what a prompt takes
         return tuple(map(self._numbers.setdefault, prompt, prompt))
 
