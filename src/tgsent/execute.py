@@ -53,9 +53,8 @@ def run(
     With `only`, trials named `MODEL:TRIAL`, these alone are run, and other processes may run others
     in the same folder at the same time. A trial that fails is recorded and does not stop the
     others. `sweep` says how the settings were chosen, for the manifest; `has_lock`, that whoever
-    calls this has locked the folder. Raises UnavailableError
-    where something needed cannot be had, RunFolderError where the folder cannot take the run,
-    ConfigError where there is no such trial.
+    calls this has locked the folder. Raises UnavailableError where something needed cannot be had,
+    RunFolderError where the folder cannot take the run, ConfigError where there is no such trial.
     """
     specs = weights.recorded(config.trial_specs(dataset.labels), progress)
     chosen = _chosen(specs, only)
@@ -72,8 +71,7 @@ def run(
         finished = _finished(folder, config, specs, splits, dataset.sha256)
         pending = [spec for spec in chosen if (spec.name, spec.trial) not in finished]
         commits = _commits(finished, fetched, progress)
-        hashes = _weights(finished, specs)
-        about = manifest.make(config, dataset, splits, commits, hashes, command)
+        about = manifest.make(config, dataset, splits, commits, _weights(finished, specs), command)
         about |= {"sweep": found} if (found := list(sweep) or _swept(folder, config)) else {}
         _begin(folder, config, specs, finished, about)
         if done := len(chosen) - len(pending):

@@ -186,8 +186,8 @@ class _UnusableError(Exception):
 # what a trial's metrics need not hold, as earlier versions did not write it
 _SINCE_ADDED: dict[str, Any] = {
     "signature": "", "extra_sha256": "", "example": None, "shots": [], "warnings": [],
-    "truncated": 0, "truncated_tokens": 0, "overlap": 0, "commit": None,
-    "weights_sha256": None, "steps": 0, "learning_rate": 0.0, "device": "-", "precision": "-",
+    "truncated": 0, "truncated_tokens": 0, "overlap": 0, "commit": None, "steps": 0,
+    "learning_rate": 0.0, "device": "-", "precision": "-",
 }  # fmt: skip
 _NEEDED = {
     "model", "trial", "seed", "macro_f1", "accuracy", "per_label", "confusion", "unparsed",
