@@ -366,8 +366,29 @@ class EvaluationConfig(Section):
     decoding: Literal["free", "constrained", "score"] = "free"
     """`free`: greedy text, then parsed; `constrained`: greedy over the label words only; `score`:
     the likeliest label word, with probabilities."""
+    calibration: Literal["auto", "none", "contextual"] = "auto"
+    """`contextual`, with `decoding: score`: divide the probability of each label by that which it
+    has for texts without content (`N/A`, `[MASK]` and the empty text), and make them sum to 1 again
+    (Zhao et al. 2021, https://arxiv.org/abs/2102.09690); `none`: take them as they are. `auto`:
+    `contextual` for a model that is not trained (`training.epochs: 0`) with `decoding: score`, else
+    `none`."""
     batch_size: PositiveInt = 64
     """Texts classified at once; the answers do not depend on it."""
+
+    @model_validator(mode="after")
+    def _calibration_needs_probabilities(self) -> Self:
+        if self.calibration == "contextual" and self.decoding != "score":
+            raise PydanticCustomError("calibration", "contextual needs `decoding: score`")
+        return self
+
+
+def resolve_calibration(
+    calibration: str, decoding: str, epochs: int
+) -> Literal["none", "contextual"]:
+    """Resolve `evaluation.calibration` for a model that is trained for so many epochs."""
+    if calibration == "auto":
+        return "contextual" if decoding == "score" and epochs == 0 else "none"
+    return "contextual" if calibration == "contextual" else "none"
 
 
 class OutputConfig(Section):
@@ -675,6 +696,7 @@ class RunConfig(Section):
 LATER_KEYS: dict[tuple[str, ...], Any] = {
     ("prompt", "words"): None,
     ("training", "lora", "target"): "attention",
+    ("evaluation", "calibration"): "none",
 }
 """Keys that run folders of earlier versions lack, each with the value that does what those versions
 did. At that value a key is in no fingerprint or signature, so that old trials keep theirs."""
@@ -728,7 +750,18 @@ class TrialSpec(Section):
                 "evaluation": {"batch_size"},
             },
         )
+        settings["evaluation"]["calibration"] = self.calibration
         return _without_later_keys(settings)
+
+    @property
+    def calibration(self) -> Literal["none", "contextual"]:
+        """Give `evaluation.calibration` as it is for this trial."""
+        if self.is_baseline:
+            return "none"
+        evaluation = self.evaluation
+        return resolve_calibration(
+            evaluation.calibration, evaluation.decoding, self.training.epochs
+        )
 
     @property
     def is_baseline(self) -> bool:
@@ -978,7 +1011,7 @@ def check_variant(config: RunConfig, model: ModelConfig, settings: Mapping[str, 
 
 
 # kinds of mistakes that depend on another key, which may vary as well
-_TOGETHER = {"backend", "simplet5", "loss_on_padding"}
+_TOGETHER = {"backend", "simplet5", "loss_on_padding", "calibration"}
 
 
 def _variant_problems(
@@ -1080,7 +1113,7 @@ def _describe(error: ErrorDetails, section: type[Section]) -> _Mistake:
         return _Mistake(path, f"unknown key; {hint}", "")
     path = tuple(part for part in path if not _is_union_branch(part))
     message = _MESSAGES.get(kind, error["msg"].replace("Input should be", "must be"))
-    if kind in {"test_fraction", "loss_on_padding"}:  # found by comparing two keys
+    if kind in {"test_fraction", "loss_on_padding", "calibration"}:  # found by comparing two keys
         return _Mistake((*path, kind), message, "")
     if kind in {"labels", "models", "missing", "simplet5", "sweep", "range", "engine"}:
         return _Mistake(path or (kind,), message, "")
