@@ -436,8 +436,8 @@ class ModelConfig(Section):
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
 
     model: Annotated[str, Field(min_length=1)]
-    """Alias (`gpt2`, `t5`, `qwen3` and others; the README lists them), Hub id, or folder that holds a
-    model; the first two may have `@REVISION` behind them. Two names are reference rows, fitted on
+    """Alias (`gpt2`, `t5`, `qwen3` and others; the README lists them), Hub id, or folder that holds
+    a model; the first two may have `@REVISION` behind them. Two names are reference rows, fitted on
     the same training texts: `majority` gives the commonest label, `tfidf` is logistic regression on
     weighted words and characters."""
     as_: Annotated[str, Field(min_length=1, max_length=100)] | None = Field(
