@@ -163,6 +163,10 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(write: Write) -> None:
             "training.lora.target (line 2): must be 'all-linear' or 'attention' or must name",
         ),
         (
+            "evaluation: {calibration: contextual}",
+            "evaluation.calibration (line 1): contextual needs `decoding: score`",
+        ),
+        (
             "training:\n  lora: {r: 0}",
             "training.lora.r (line 2): must be greater than or equal to 1, not 0",
         ),
@@ -642,6 +646,30 @@ def test_old_trials_with_adapters_keep_their_fingerprint() -> None:
     assert spec.settings["training"]["lora"] == {"r": 4, "alpha": 32, "dropout": 0.1}
     assert fingerprint(lora % ", target: attention") != fingerprint(lora % "")
     assert fingerprint(lora % ", target: [q]") != fingerprint(lora % "")
+
+
+@pytest.mark.parametrize(
+    ("epochs", "decoding", "calibration", "kept"),
+    [
+        (1, "score", "auto", True),
+        (1, "score", "contextual", False),
+        (0, "score", "auto", False),
+        (0, "score", "none", True),
+        (0, "free", "auto", True),
+    ],
+)
+def test_old_trials_keep_their_fingerprint_where_nothing_is_calibrated(
+    epochs: int, decoding: str, calibration: str, kept: bool
+) -> None:
+    overrides = [
+        f"training.epochs={epochs}",
+        f"evaluation.decoding={decoding}",
+        f"evaluation.calibration={calibration}",
+    ]
+    (spec, *_) = load("smoke", models=["./model"], overrides=overrides).trial_specs(("a", "b"))
+    assert ("calibration" not in spec.settings["evaluation"]) == kept
+    if not kept:
+        assert spec.settings["evaluation"]["calibration"] == "contextual"
 
 
 def test_the_fingerprint_changes_with_the_label_words() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from tgsent import models
 from tgsent.config import EvaluationConfig, TrialSpec
-from tgsent.evaluate import classify
+from tgsent.evaluate import classify, corrected, label_prior
 from tgsent.finetune import causal
 from tgsent.models import LoadedModel
 from tgsent.prompts import parse, render_target
@@ -225,3 +225,86 @@ def test_a_model_in_training_mode_answers_without_dropout() -> None:
     noisy = dataclasses.replace(loaded, model=copy.deepcopy(loaded.model).train())
     set_dropout(noisy.model, 0.5)
     assert answers(noisy, spec, examples(6), "score", 6) == expected
+
+
+def test_probabilities_are_divided_by_the_prior_and_sum_to_one_again() -> None:
+    """Probabilities of 0.9 and 0.1 with a prior of 0.75 and 0.25: 1.2 and 0.4, so 0.75 and 0.25."""
+    likelihoods = torch.tensor([[0.9, 0.1], [0.75, 0.25], [0.6, 0.4]], dtype=torch.float64).log()
+    found = corrected(likelihoods, (0.75, 0.25))
+    expected = torch.tensor([[0.75, 0.25], [0.5, 0.5], [1 / 3, 2 / 3]], dtype=torch.float64)
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(corrected(likelihoods, None), likelihoods.softmax(dim=1))
+    assert corrected(likelihoods, (1.0, 0.0)).isfinite().all()
+
+
+def zero_shot(name: str, calibration: str, decoding: str = "score") -> TrialSpec:
+    spec = model(name)[1]
+    evaluation = EvaluationConfig.model_validate({"decoding": decoding, "calibration": calibration})
+    training = spec.training.model_copy(update={"epochs": 0})
+    return spec.model_copy(update={"evaluation": evaluation, "training": training})
+
+
+def biased(name: str) -> LoadedModel:
+    """A model whose head prefers one label, whatever the text."""
+    spec = tiny_spec(name)
+    loaded = tiny_model(spec)
+    preferred = models.prompt_encoder(loaded, spec).targets["positive"][0]
+
+    def prefer(module: Any, inputs: Any, output: Any) -> Any:
+        output.logits[..., preferred] += 30.0
+        return output
+
+    loaded.model.register_forward_hook(prefer)
+    return loaded
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_calibration_takes_a_models_own_preference_away(name: str) -> None:
+    loaded, texts = biased(name), examples(20)
+    said = {}
+    for calibration in ("none", "contextual", "auto"):
+        spec = zero_shot(name, calibration)
+        encoder = models.prompt_encoder(loaded, spec)
+        prior = label_prior(loaded, encoder, spec)
+        assert (prior is None) == (calibration == "none")
+        said[calibration] = classify(loaded, encoder, texts, spec, Silent(), prior)
+        assert encoder.truncated == 0
+    assert {p.predicted for p in said["none"]} == {"positive"}
+    assert {p.predicted for p in said["contextual"]} == set(LABELS)
+    assert said["auto"] == said["contextual"]
+    for p in said["contextual"]:
+        assert p.probabilities is not None
+        assert sum(p.probabilities) == pytest.approx(1)
+
+
+def test_the_prior_is_the_mean_over_texts_without_content() -> None:
+    loaded, spec = model("gpt2")[0], zero_shot("gpt2", "contextual")
+    prior = label_prior(loaded, models.prompt_encoder(loaded, spec), spec)
+    alone = [plain_probabilities(loaded, spec, text) for text in ("N/A", "[MASK]", "")]
+    mean = [sum(column) / 3 for column in zip(*alone, strict=True)]
+    assert prior == pytest.approx(mean, abs=1e-5)
+
+
+def test_an_empty_prompt_is_left_out_of_the_prior() -> None:
+    spec = zero_shot("gpt2", "contextual")
+    prompt = spec.prompt.model_copy(update={"input": "{text}"})
+    spec = spec.model_copy(update={"prompt": prompt})
+    loaded = tiny_model(spec)
+    loaded.tokenizer.bos_token = None
+    prior = label_prior(loaded, models.prompt_encoder(loaded, spec), spec)
+    assert prior is not None
+    assert sum(prior) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("decoding", "epochs", "calibrated"),
+    [("score", 0, True), ("score", 1, False), ("free", 0, False), ("constrained", 0, False)],
+)
+def test_auto_calibrates_models_that_are_not_trained(
+    decoding: str, epochs: int, calibrated: bool
+) -> None:
+    spec = zero_shot("gpt2", "auto", decoding)
+    training = spec.training.model_copy(update={"epochs": epochs})
+    spec = spec.model_copy(update={"training": training})
+    assert (spec.calibration == "contextual") == calibrated
+    assert spec.model_copy(update={"model": "tfidf"}).calibration == "none"

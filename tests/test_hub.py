@@ -273,6 +273,16 @@ def test_a_gated_repository(fetch: Fetch, hub: Hub, repository: Repository, stat
     assert "hf auth login" in gated.error
 
 
+@pytest.mark.parametrize("model", ["gemma3-270m", "llama-3.2-1b"])
+def test_a_gated_model_says_how_to_get_access(fetch: Fetch, hub: Hub, model: str) -> None:
+    missing = fetch(model, hub.endpoint, offline=True)
+    assert missing.exit_code == 3
+    page = f"{hub.endpoint}/{ALIASES[model].hub_id}"
+    assert f"accept the terms on {page} and log in with `hf auth login`" in missing.error
+    assert len(missing.error.splitlines()) <= 3
+    assert "hf auth login" not in fetch("qwen3", hub.endpoint, offline=True).error
+
+
 def test_a_download_that_is_cut_goes_on_where_it_ended(
     fetch: Fetch, hub: Hub, repository: Repository
 ) -> None:

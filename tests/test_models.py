@@ -288,3 +288,11 @@ def test_a_described_model_takes_no_memory(
     model = models.describe(spec, ()).model
     assert {p.device.type for p in model.parameters()} == {"meta"}
     assert model.num_parameters() // 1_000_000 == pytest.approx(parameters, abs=1)
+
+
+@pytest.mark.parametrize("model", ["smollm2", "gemma3-270m", "qwen3", "pythia-160m", "lfm2-350m"])
+def test_there_are_tiny_models_of_three_families_only(model: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"no tiny architecture .* there are gpt2, gpt_neo and t5"
+    ):
+        models.check(tiny_spec(model))

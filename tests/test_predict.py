@@ -54,6 +54,32 @@ def test_the_texts_of_the_run_get_the_answers_of_the_run(folder: Path, model: st
             assert answer.probabilities == pytest.approx(before.probabilities, abs=2e-6)
 
 
+@pytest.mark.parametrize("calibration", ["auto", "none"])
+def test_a_model_that_was_not_trained_answers_as_calibrated_as_in_the_run(
+    calibration: str, tmp_path: Path
+) -> None:
+    zero_shot = ("training.epochs=0", "evaluation.decoding=score")
+    folder = run_folders.make(
+        tmp_path,
+        models=("gpt2", "majority"),
+        overrides=[*KEEP, *zero_shot, f"evaluation.calibration={calibration}"],
+        trials=1,
+    )
+    run = runs.read(folder)
+    prior = run.trials["gpt2"][1]["label_prior"]
+    assert run.trials["majority"][1]["label_prior"] is None
+    assert (prior is None) == (calibration == "none")
+    assert prior is None or sum(prior.values()) == pytest.approx(1)
+    assert ("score, contextual" in run.trials["gpt2"][1]["signature"]) == (calibration == "auto")
+    expected = of_the_run(folder, "gpt2")
+    answers = predict.load(run, "gpt2", 1).classify((p.text for p in expected), Silent())
+    for answer, before in zip(answers, expected, strict=True):
+        assert answer.predicted == before.predicted
+        assert answer.probabilities == pytest.approx(before.probabilities, abs=2e-6)
+    shown = (folder / "report.md").read_text("utf-8")
+    assert ("score, calibrated by" in shown) == (calibration == "auto")
+
+
 def test_windows_do_not_show(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [p.text for p in of_the_run(folder, "gpt2")]
     run = runs.read(folder)

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import run_folders
 from tgsent import pages, results, runs
+from tgsent.config import LoraConfig
 from tgsent.errors import RunFolderError
 
 
@@ -174,6 +176,18 @@ def test_folders_of_an_earlier_version_can_be_read(copy: Path) -> None:
     assert "tfidf has the highest mean" in result["verdict"][0]
     assert pages.html(result, found)
     assert pages.markdown_page(result, found)
+
+
+def test_configs_of_an_earlier_version_mean_what_they_meant(copy: Path) -> None:
+    values = yaml.safe_load((copy / "config.yaml").read_bytes())
+    del values["prompt"]["words"], values["evaluation"]["calibration"]
+    values["evaluation"]["decoding"] = "score"
+    values["training"] |= {"epochs": 0, "lora": {"r": 4, "alpha": 32, "dropout": 0.1}}
+    values["models"] = ["gpt2"]
+    (copy / "config.yaml").write_text(yaml.safe_dump(values))
+    spec = runs.read(copy).specs["gpt2"]
+    assert spec.calibration == "none"
+    assert spec.training.lora == LoraConfig(r=4, alpha=32, dropout=0.1, target="attention")
 
 
 def test_a_broken_neighbour_costs_no_result(copy: Path, run: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -359,6 +360,31 @@ def test_a_folder_refuses_another_experiment_and_names_the_keys(
         folder.check_same_experiment(config_of(*overrides))
     assert message in str(caught.value)
     assert "--fresh moves them aside" in str(caught.value)
+
+
+def test_folders_of_earlier_versions_lack_keys(tmp_path: Path) -> None:
+    """They calibrated nothing, and put adapters on the attention."""
+    folder = RunFolder(tmp_path / "smoke")
+
+    def of_earlier(*overrides: str) -> None:
+        values = config_of(*overrides).dump()
+        del values["evaluation"]["calibration"], values["prompt"]["words"]
+        values["training"]["lora"] and values["training"]["lora"].pop("target")
+        folder.write("config.yaml", yaml.safe_dump(values))
+
+    zero_shot = ("training.epochs=0", "evaluation.decoding=score")
+    of_earlier()
+    folder.check_same_experiment(config_of())
+    of_earlier("evaluation.decoding=score")
+    folder.check_same_experiment(config_of("evaluation.decoding=score"))
+    of_earlier(*zero_shot)
+    folder.check_same_experiment(config_of(*zero_shot, "evaluation.calibration=none"))
+    with pytest.raises(RunFolderError, match="calibration was 'none' and is now 'contextual'"):
+        folder.check_same_experiment(config_of(*zero_shot))
+    of_earlier("training.lora={r: 4}")
+    folder.check_same_experiment(config_of("training.lora={r: 4, target: attention}"))
+    with pytest.raises(RunFolderError, match="target was 'attention' and is now 'all-linear'"):
+        folder.check_same_experiment(config_of("training.lora={r: 4}"))
 
 
 @pytest.mark.parametrize("content", ["", "name: x", "a: b: c", "\x00", "- x"])

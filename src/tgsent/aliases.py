@@ -12,6 +12,8 @@ class Alias:
     hub_id: str
     model_type: str
     """The architecture, in the words of Hugging Face configurations."""
+    gated: bool = False
+    """Whether the Hub gives its files only to those who have accepted its terms."""
 
 
 ALIASES = {
@@ -26,6 +28,15 @@ ALIASES = {
     "t5-small": Alias("google-t5/t5-small", "t5"),
     "t5-large": Alias("google-t5/t5-large", "t5"),
     "flan-t5-base": Alias("google/flan-t5-base", "t5"),
+    "smollm2": Alias("HuggingFaceTB/SmolLM2-135M", "llama"),
+    "smollm2-360m": Alias("HuggingFaceTB/SmolLM2-360M", "llama"),
+    "gemma3-270m": Alias("google/gemma-3-270m", "gemma3_text", gated=True),
+    "qwen3": Alias("Qwen/Qwen3-0.6B-Base", "qwen3"),
+    "qwen3-1.7b": Alias("Qwen/Qwen3-1.7B-Base", "qwen3"),
+    "qwen3-4b": Alias("Qwen/Qwen3-4B-Base", "qwen3"),
+    "llama-3.2-1b": Alias("meta-llama/Llama-3.2-1B", "llama", gated=True),
+    "pythia-160m": Alias("EleutherAI/pythia-160m", "gpt_neox"),
+    "lfm2-350m": Alias("LiquidAI/LFM2-350M", "lfm2"),
 }
 
 BASELINES = ("majority", "tfidf")

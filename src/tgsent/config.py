@@ -378,8 +378,29 @@ class EvaluationConfig(Section):
     decoding: Literal["free", "constrained", "score"] = "free"
     """`free`: greedy text, then parsed; `constrained`: greedy over the label words only; `score`:
     the likeliest label word, with probabilities."""
+    calibration: Literal["auto", "none", "contextual"] = "auto"
+    """`contextual`, with `decoding: score`: divide the probability of each label by that which it
+    has for texts without content (`N/A`, `[MASK]` and the empty text), and make them sum to 1 again
+    (Zhao et al. 2021, https://arxiv.org/abs/2102.09690); `none`: take them as they are. `auto`:
+    `contextual` for a model that is not trained (`training.epochs: 0`) with `decoding: score`, else
+    `none`."""
     batch_size: PositiveInt = 64
     """Texts classified at once; the answers do not depend on it."""
+
+    @model_validator(mode="after")
+    def _calibration_needs_probabilities(self) -> Self:
+        if self.calibration == "contextual" and self.decoding != "score":
+            raise PydanticCustomError("calibration", "contextual needs `decoding: score`")
+        return self
+
+
+def resolve_calibration(
+    calibration: str, decoding: str, epochs: int
+) -> Literal["none", "contextual"]:
+    """Resolve `evaluation.calibration` for a model that is trained for so many epochs."""
+    if calibration == "auto":
+        return "contextual" if decoding == "score" and epochs == 0 else "none"
+    return "contextual" if calibration == "contextual" else "none"
 
 
 class OutputConfig(Section):
@@ -427,10 +448,10 @@ class ModelConfig(Section):
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
 
     model: Annotated[str, Field(min_length=1)]
-    """Alias (`gpt2`, `gpt-neo`, `t5` and larger ones), Hub id, folder that holds a model, or
-    `.gguf` file (`pip install 'tgsent[gguf]'`); the first two may have `@REVISION` behind them. Two
-    names are reference rows, fitted on the same training texts: `majority` gives the commonest
-    label, `tfidf` is logistic regression on weighted words and characters."""
+    """Alias (`gpt2`, `t5`, `qwen3` and others; the README lists them), Hub id, folder that holds a
+    model, or `.gguf` file (`pip install 'tgsent[gguf]'`); the first two may have `@REVISION` behind
+    them. Two names are reference rows, fitted on the same training texts: `majority` gives the
+    commonest label, `tfidf` is logistic regression on weighted words and characters."""
     as_: Annotated[str, Field(min_length=1, max_length=100)] | None = Field(
         default=None, alias="as"
     )
@@ -688,6 +709,7 @@ LATER_KEYS: dict[tuple[str, ...], Any] = {
     ("prompt", "words"): None,
     ("prompt", "template"): "plain",
     ("training", "lora", "target"): "attention",
+    ("evaluation", "calibration"): "none",
 }
 """Keys that run folders of earlier versions lack, each with the value that does what those versions
 did. At that value a key is in no fingerprint or signature, so that old trials keep theirs."""
@@ -745,6 +767,7 @@ class TrialSpec(Section):
         )
         if not self.weights:  # as run folders of earlier versions, and all others, have it
             del settings["weights"]
+        settings["evaluation"]["calibration"] = self.calibration
         return _without_later_keys(settings)
 
     def with_weights(self, sha256: str) -> TrialSpec:
@@ -756,6 +779,16 @@ class TrialSpec(Section):
     def starts_from_weights(self) -> bool:
         """Tell a model that is given weights from one that starts from nothing."""
         return self.training.init == "pretrained" and not self.is_baseline
+
+    @property
+    def calibration(self) -> Literal["none", "contextual"]:
+        """Give `evaluation.calibration` as it is for this trial."""
+        if self.is_baseline:
+            return "none"
+        evaluation = self.evaluation
+        return resolve_calibration(
+            evaluation.calibration, evaluation.decoding, self.training.epochs
+        )
 
     @property
     def is_baseline(self) -> bool:
@@ -1005,7 +1038,7 @@ def check_variant(config: RunConfig, model: ModelConfig, settings: Mapping[str, 
 
 
 # kinds of mistakes that depend on another key, which may vary as well
-_TOGETHER = {"backend", "simplet5", "loss_on_padding"}
+_TOGETHER = {"backend", "simplet5", "loss_on_padding", "calibration"}
 
 
 def _variant_problems(
@@ -1108,7 +1141,7 @@ def _describe(error: ErrorDetails, section: type[Section]) -> _Mistake:
         return _Mistake(path, f"unknown key; {hint}", "")
     path = tuple(part for part in path if not _is_union_branch(part))
     message = _MESSAGES.get(kind, error["msg"].replace("Input should be", "must be"))
-    if kind in {"test_fraction", "loss_on_padding"}:  # found by comparing two keys
+    if kind in {"test_fraction", "loss_on_padding", "calibration"}:  # found by comparing two keys
         return _Mistake((*path, kind), message, "")
     if kind in {"labels", "models", "missing", "simplet5", "sweep", "range", "engine"}:
         return _Mistake(path or (kind,), message, "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from tgsent.records import Example, Prediction, Progress
 
 Prompt = tuple[int, ...]
 
+CONTENT_FREE = ("N/A", "[MASK]", "")
+"""Texts that say nothing, for which a fair model prefers no label (Zhao et al. 2021)."""
+
 
 @torch.inference_mode()
 def classify(
@@ -25,16 +29,18 @@ def classify(
     examples: Sequence[Example],
     spec: TrialSpec,
     progress: Progress,
+    prior: Sequence[float] | None = None,
 ) -> tuple[Prediction, ...]:
     """Answer each example's text, in order.
 
     Texts of about one length are answered together, the longest first; the answers do not depend
-    on that, nor on how many processes share them.
+    on that, nor on how many processes share them. `prior` corrects the probabilities of
+    `decoding: score`, as `corrected` says.
     """
     prompts = encoder.encode_prompts([example.text for example in examples])
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     size = spec.evaluation.batch_size
-    answer = _score if spec.evaluation.decoding == "score" else _generate
+    answer = partial(_score, prior=prior) if spec.evaluation.decoding == "score" else _generate
     predictions: dict[int, Prediction] = {}
     loaded.model.eval()
     with progress.task(f"{spec.title}, evaluation", len(examples)) as task:
@@ -101,16 +107,55 @@ def _allowed(
     return allowed
 
 
+@torch.inference_mode()
+def label_prior(
+    loaded: LoadedModel, encoder: PromptEncoder, spec: TrialSpec
+) -> tuple[float, ...] | None:
+    """Give the mean probability of each label over texts without content; None if not wanted."""
+    if spec.calibration == "none":
+        return None
+    counts = encoder.truncated, encoder.truncated_tokens
+    # a template that is the bare text leaves nothing of the empty one to read
+    prompts = [prompt for prompt in encoder.encode_prompts(CONTENT_FREE) if prompt]
+    encoder.truncated, encoder.truncated_tokens = counts  # these are no texts of the user's
+    loaded.model.eval()
+    probabilities = _log_likelihoods(loaded, encoder, prompts, spec).softmax(dim=1)
+    return tuple(probabilities.mean(dim=0).tolist())
+
+
+def corrected(log_likelihoods: Tensor, prior: Sequence[float] | None) -> Tensor:
+    """Turn the labels' log-likelihoods (B, labels) into probabilities.
+
+    With a `prior`, each is divided by that of its label, and they are made to sum to 1 again. Both
+    are done to logarithms, so that a label that the model hardly ever says overflows nothing.
+    """
+    if prior is not None:
+        shares = torch.tensor(prior, dtype=torch.float64, device=log_likelihoods.device)
+        smallest = torch.finfo(torch.float64).tiny
+        log_likelihoods = log_likelihoods - shares.clamp(min=smallest).log()
+    return log_likelihoods.softmax(dim=1)
+
+
 def _score(
-    loaded: LoadedModel, encoder: PromptEncoder, prompts: Sequence[Prompt], spec: TrialSpec
+    loaded: LoadedModel,
+    encoder: PromptEncoder,
+    prompts: Sequence[Prompt],
+    spec: TrialSpec,
+    prior: Sequence[float] | None,
 ) -> Iterator[tuple[str, tuple[float, ...]]]:
     """Choose the likeliest target; its likelihood is that of its tokens and the end token."""
-    batch = _to_device(loaded.family.prompt_batch(prompts, loaded.ids), loaded)
-    targets = [encoder.targets[label] for label in spec.labels]
-    log_likelihoods = loaded.family.log_likelihoods(loaded.model, batch, targets, loaded.ids)
-    for row in log_likelihoods.double().softmax(dim=1).tolist():
+    for row in corrected(_log_likelihoods(loaded, encoder, prompts, spec), prior).tolist():
         likeliest = spec.labels[row.index(max(row))]
         yield render_target(spec.prompt, likeliest), tuple(row)
+
+
+def _log_likelihoods(
+    loaded: LoadedModel, encoder: PromptEncoder, prompts: Sequence[Prompt], spec: TrialSpec
+) -> Tensor:
+    """Give the log-likelihood of each label's target after each prompt: (B, labels)."""
+    batch = _to_device(loaded.family.prompt_batch(prompts, loaded.ids), loaded)
+    targets = [encoder.targets[label] for label in spec.labels]
+    return loaded.family.log_likelihoods(loaded.model, batch, targets, loaded.ids).double()
 
 
 def _to_device(batch: Batch, loaded: LoadedModel) -> Batch:

@@ -28,7 +28,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
 from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 
-from tgsent.aliases import ALIASES, name_and_revision
+from tgsent.aliases import ALIASES, alias_of, name_and_revision
 from tgsent.config import TrialSpec
 from tgsent.errors import UnavailableError
 from tgsent.records import Progress
@@ -194,6 +194,9 @@ class _Repository:
             way_out = "set HF_ENDPOINT to a hub that can be reached"
             if constants.is_offline_mode():
                 way_out = "unset HF_HUB_OFFLINE"
+            if (alias := alias_of(self.repo_id)) and ALIASES[alias].gated:
+                page = f"{constants.ENDPOINT}/{self.repo_id}"
+                way_out += f", accept the terms on {page} and log in with `hf auth login`"
         if "/" not in self.repo_id:
             near = difflib.get_close_matches(self.repo_id.lower(), ALIASES, n=1, cutoff=0.5)
             guess = f"did you mean {near[0]}?" if near else f"there are {', '.join(ALIASES)}"

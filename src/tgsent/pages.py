@@ -375,13 +375,22 @@ def _recipe(models: Iterable[Model], run: StoredRun) -> Section:
         ["model", *(spec.model for spec in specs)],
         ["prompt", *(_json(spec.prompt.input) for spec in specs)],
         ["completion", *(_json(spec.prompt.target) for spec in specs)],
-        ["decoding", *(spec.evaluation.decoding for spec in specs)],
+        ["decoding", *(_decoding(model, run) for model in shown)],
         ["steps", *(str(model["trials"][0]["steps"]) for model in shown)],
         *([f"{key}, as it was", *(_was(model, key) for model in shown)] for key in _RESOLVED),
     ]
     keys = [key for key in (training[0] if training else {}) if key != "simplet5"]
     rows += [[key, *(_json(one[key]).strip('"') for one in training)] for key in keys]
     return Section(["", *(model["model"] for model in shown)], rows if shown else [])
+
+
+def _decoding(model: Model, run: StoredRun) -> str:
+    """Write how labels were chosen, and by what their probabilities were divided."""
+    decoding: str = run.specs[model["model"]].evaluation.decoding
+    if prior := model["trials"][0].get("label_prior"):
+        shares = ", ".join(f"{label} {share:.3f}" for label, share in prior.items())
+        decoding += f", calibrated by {shares}"
+    return decoding
 
 
 def _was(model: Model, key: str) -> str:

@@ -30,6 +30,8 @@ class Classifier:
     spec: TrialSpec
     loaded: LoadedModel
     encoder: PromptEncoder
+    prior: tuple[float, ...] | None = None
+    """By which the run divided label probabilities, where it chose labels by them."""
 
     def classify(self, texts: Iterable[str], progress: Progress) -> Iterator[Prediction]:
         """Answer each text, in order; the probabilities are those of the label words."""
@@ -43,11 +45,15 @@ class Classifier:
 
     def _answer(self, window: Sequence[Example], progress: Progress) -> Iterator[Prediction]:
         with memory.explained(self.spec, "evaluation"):
-            answers = classify(self.loaded, self.encoder, window, self.spec, progress)
+            answers = classify(self.loaded, self.encoder, window, self.spec, progress, self.prior)
             if self.spec.evaluation.decoding == "score":
                 yield from answers
                 return
-            scored = EvaluationConfig(decoding="score", batch_size=self.spec.evaluation.batch_size)
+            scored = EvaluationConfig(
+                decoding="score",
+                calibration="none",
+                batch_size=self.spec.evaluation.batch_size,
+            )
             spec = self.spec.model_copy(update={"evaluation": scored})
             counts = self.encoder.truncated, self.encoder.truncated_tokens
             likely = classify(self.loaded, self.encoder, window, spec, progress)
@@ -76,8 +82,15 @@ def load(run: StoredRun, model: str | None, trial: int | None) -> Classifier:
     loaded = models.load(spec, ())
     loaded.model.to(loop.resolve_device("auto"))  # type: ignore[arg-type]  # a device's name
     speedups.apply(loaded.model)
-    shots = tuple(Example(text, label) for text, label in run.trials[name][number]["shots"])
-    return Classifier(spec, loaded, models.prompt_encoder(loaded, spec, shots))
+    metrics = run.trials[name][number]
+    shots = tuple(Example(text, label) for text, label in metrics["shots"])
+    prior = metrics.get("label_prior")  # runs of earlier versions have none
+    return Classifier(
+        spec,
+        loaded,
+        models.prompt_encoder(loaded, spec, shots),
+        tuple(prior[label] for label in spec.labels) if prior else None,
+    )
 
 
 def _choose(run: StoredRun, model: str | None, trial: int | None) -> tuple[str, int]:

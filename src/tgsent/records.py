@@ -129,6 +129,8 @@ class Outcome:
     """The worked examples that every prompt began with."""
     warnings: tuple[str, ...] = ()
     """What of the texts the model could not see."""
+    label_prior: tuple[float, ...] | None = None
+    """By which label probabilities were divided, in the order of the labels."""
 
 
 @dataclass(frozen=True, slots=True)

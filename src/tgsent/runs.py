@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tgsent import config as configs
-from tgsent.config import RunConfig, TrialSpec
+from tgsent.config import LATER_KEYS, RunConfig, TrialSpec
 from tgsent.errors import RunFolderError
 from tgsent.records import Prediction
 from tgsent.store import RunFolder, flat
@@ -263,7 +265,22 @@ def _json(path: Path) -> dict[str, Any]:
 def _config(path: Path) -> RunConfig:
     if not (path / "config.yaml").is_file():
         raise RunFolderError(f"{path}: is no run folder, as it holds no config.yaml")
-    return configs.load(str(path / "config.yaml"))
+    file = path / "config.yaml"
+    config = configs.load(str(file))
+    lacking = _earlier_values(yaml.safe_load(file.read_bytes()))
+    return configs.load(str(file), overrides=lacking) if lacking else config
+
+
+def _earlier_values(stored: dict[str, Any]) -> list[str]:
+    """Give the keys that a stored config of an earlier version lacks, with what that did."""
+    found = []
+    for (*sections, key), value in LATER_KEYS.items():
+        holder: Any = stored
+        for section in sections:
+            holder = holder.get(section) if isinstance(holder, dict) else None
+        if isinstance(holder, dict) and key not in holder:
+            found.append(f"{'.'.join((*sections, key))}={json.dumps(value)}")
+    return found
 
 
 def _splits(

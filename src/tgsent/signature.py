@@ -46,11 +46,16 @@ def of_trial(spec: TrialSpec, split: Split, commit: str | None, precision: str) 
         "recipe": "fitted" if spec.is_baseline else _hash(settings["training"]),
         "precision": precision,
         "prompt": "none" if spec.is_baseline else _hash([settings["prompt"]]),
-        "decoding": "fitted" if spec.is_baseline else spec.evaluation.decoding,
+        "decoding": "fitted" if spec.is_baseline else _decoding(spec),
         "metric": METRIC,
     }
     head, *rest = (f"{key}:{value}" for key, value in parts.items())
     return "|".join([head, *([split.origin] if split.origin else []), *rest])
+
+
+def _decoding(spec: TrialSpec) -> str:
+    calibrated = "" if spec.calibration == "none" else f", {spec.calibration}"
+    return spec.evaluation.decoding + calibrated
 
 
 def of_run(trials: Iterable[str]) -> str:

@@ -20,7 +20,7 @@ import filelock
 import yaml
 
 from tgsent import files
-from tgsent.config import LATER_KEYS, RunConfig, TrialSpec
+from tgsent.config import LATER_KEYS, RunConfig, TrialSpec, resolve_calibration
 from tgsent.errors import RunFolderError
 from tgsent.files import write_atomic
 from tgsent.records import Prediction, SplitSummary, TrialResult
@@ -149,6 +149,8 @@ class RunFolder:
         now = yaml.safe_load(config.to_yaml())
         old, new = flat(before), flat(now)
         old = {**{key: value for key, value in _LATER.items() if key in new}, **old}
+        for settings in (old, new):
+            _resolve(settings)
         differing = [
             f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
             for key in dict.fromkeys((*old, *new))
@@ -444,6 +446,15 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, item in value.items():
         found |= flat(item, f"{prefix}{key}.")
     return found
+
+
+def _resolve(settings: dict[str, Any]) -> None:
+    """Put what `auto` means in place of it, where a version without the key did the same."""
+    settings["evaluation.calibration"] = resolve_calibration(
+        settings.get("evaluation.calibration", "none"),
+        settings.get("evaluation.decoding", "free"),
+        settings.get("training.epochs", 1),
+    )
 
 
 def _models(values: dict[str, Any]) -> dict[tuple[str, str | None], Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from accelerate.utils import set_seed
 from tgsent import baselines, files, hub, legibility, memory, metrics, models, processes, signature
 from tgsent.config import TrialSpec
 from tgsent.errors import TrialError
-from tgsent.evaluate import classify
+from tgsent.evaluate import classify, label_prior
 from tgsent.finetune import loop, rates, simplet5, speedups, trackers, trainable
 from tgsent.finetune.checkpoint import Checkpoints
 from tgsent.models import LoadedModel
@@ -96,11 +97,11 @@ def _through_our_loop(
     # and it answers in fp32, as it does wherever it is loaded: in bf16 the answers would depend on
     # which texts are answered together
     answering = accelerator.unwrap_model(loaded.model, keep_fp32_wrapper=False)
+    answerer = replace(loaded, model=answering)
     started = time.perf_counter()
     with memory.explained(spec, "evaluation"):
-        predictions = classify(
-            replace(loaded, model=answering), encoder, split.tested, spec, progress
-        )
+        prior = label_prior(answerer, encoder, spec)
+        predictions = classify(answerer, encoder, split.tested, spec, progress, prior)
     eval_seconds = time.perf_counter() - started
     if save_to is not None:
         with files.explained(save_to, answering.get_memory_footprint()):
@@ -124,6 +125,7 @@ def _through_our_loop(
         example=(loaded.decode(examples[0].prompt), loaded.decode(examples[0].target)),
         shots=shots,
         warnings=_illegible(loaded, encoder, split),
+        label_prior=prior,
     )
 
 
@@ -195,6 +197,7 @@ def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> dict[str, Any]:
         **extra,
         "extra_sha256": split.extra_sha256,
         **({"calibration": honesty} if honesty else {}),
+        "label_prior": _by_label(spec, outcome.label_prior),
         "warnings": [
             *outcome.warnings,
             *([] if spec.model == "majority" else metrics.doubts(scores)),
@@ -228,6 +231,10 @@ def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> dict[str, Any]:
         "shots": [[shot.text, shot.label] for shot in outcome.shots],
         "formulas_escaped": spec.escape_formulas,
     }
+
+
+def _by_label(spec: TrialSpec, numbers: Sequence[float] | None) -> dict[str, float] | None:
+    return dict(zip(spec.labels, numbers, strict=True)) if numbers else None
 
 
 def _resolved(spec: TrialSpec, outcome: Outcome) -> dict[str, Any]:
