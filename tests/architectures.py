@@ -166,7 +166,7 @@ def _bytes(kind: str, texts: list[str]) -> PreTrainedTokenizerFast:
     names = {
         "bytes": {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"},
         "bytes with runs of spaces": {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"},
-        "bytes with <s>": {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"},
+        "bytes with <s>": {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>"},
         "bytes for chats": {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
     }[kind]
     special = list(dict.fromkeys(names.values()))

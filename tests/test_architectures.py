@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 from architectures import ARCHITECTURES, Architecture, make_folder
 from tgsent import models
 from tgsent.config import EvaluationConfig, TrialSpec
-from tgsent.errors import ConfigError
+from tgsent.errors import ConfigError, UnavailableError
 from tgsent.evaluate import classify
 from tgsent.finetune import causal
 from tgsent.finetune.family import IGNORE, token_losses
@@ -172,3 +173,77 @@ def test_what_generates_no_text_is_refused_in_words(
     with pytest.raises(ConfigError, match=architecture.refused) as refused:
         models.check(spec)
     assert len(str(refused.value).splitlines()) <= 3
+
+
+def of_type(model_type: str) -> Architecture:
+    return next(a for a in ARCHITECTURES if a.model_type == model_type)
+
+
+def change_config(folder: Path, **values: object) -> str:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    return str(folder)
+
+
+def test_positions_of_an_encoder_are_counted(tmp_path: Path) -> None:
+    folder = str(make_folder(of_type("bart"), tmp_path))
+    models.check(tiny_spec(folder, training={"init": "random", "max_tokens": 128}))
+    with pytest.raises(ConfigError, match=r"max_tokens: 129 is more than the 128 positions of"):
+        models.check(tiny_spec(folder, training={"init": "random", "max_tokens": 129}))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "start"), [("t5", "<pad>"), ("bart", "</s>"), ("t5gemma", "<bos>")]
+)
+def test_a_decoder_starts_as_the_librarys_does(model_type: str, start: str, tmp_path: Path) -> None:
+    folder = make_folder(of_type(model_type), tmp_path)
+    loaded = models.load(spec_of(folder), ())
+    assert loaded.tokenizer.convert_ids_to_tokens(loaded.ids.decoder_start) == start
+    assert loaded.model.generation_config.decoder_start_token_id == loaded.ids.decoder_start
+
+
+def test_a_decoder_start_of_the_generation_config_is_used(tmp_path: Path) -> None:
+    folder = make_folder(of_type("t5gemma"), tmp_path)
+    values = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(
+        json.dumps(values | {"decoder_start_token_id": 5})
+    )
+    assert models.load(spec_of(folder), ()).ids.decoder_start == 5
+
+
+def test_a_bidirectional_model_that_was_made_a_decoder_is_taken(tmp_path: Path) -> None:
+    folder = change_config(make_folder(of_type("roberta"), tmp_path), is_decoder=True)
+    models.check(tiny_spec(folder, training={"init": "random"}))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "values", "error"),
+    [
+        ("gemma3_text", {"use_bidirectional_attention": True}, "reads in both directions"),
+        ("llama", {"quantization_config": {"quant_method": "fp8"}}, r"are quantised \(fp8\)"),
+        ("llama", {"hidden_size": "many"}, "cannot be loaded|no model can be built"),
+        ("llama", {"num_attention_heads": 0}, "cannot be loaded|no model can be built"),
+        ("llama", {"hidden_act": "nonsense"}, "cannot be loaded|no model can be built"),
+        ("llama", {"rope_parameters": {"rope_type": "x"}}, "cannot be loaded|no model can be b"),
+        ("t5", {"feed_forward_proj": "a-b-c-d"}, "cannot be loaded|no model can be built"),
+        ("lfm2", {"layer_types": ["unheard of"] * 2}, "cannot be loaded|no model can be built"),
+    ],
+)
+def test_a_configuration_that_makes_no_sense_is_refused_in_words(
+    model_type: str, values: dict[str, object], error: str, tmp_path: Path
+) -> None:
+    folder = change_config(make_folder(of_type(model_type), tmp_path), **values)
+    with pytest.raises((ConfigError, UnavailableError), match=error) as refused:
+        models.check(tiny_spec(folder, training={"init": "random"}))
+    assert len(str(refused.value).splitlines()) <= 3
+
+
+def test_added_tokens_that_are_plain_text_stay_text(tmp_path: Path) -> None:
+    """GPT-NeoX has tokens for runs of spaces, which used to tear the words behind them."""
+    folder = make_folder(of_type("gpt_neox"), tmp_path)
+    loaded = models.describe(spec_of(folder), ())
+    encoder = models.prompt_encoder(loaded, spec_of(folder))
+    (prompt,) = encoder.encode_prompts(["my phone is  great"])
+    own = loaded.tokenizer("Tweet: my phone is  great", add_special_tokens=False).input_ids
+    assert list(prompt[1 : len(own) + 1]) == own
+    assert "  " in loaded.tokenizer.convert_ids_to_tokens(prompt)

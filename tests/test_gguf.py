@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from tgsent import hub, models
 from tgsent.errors import ConfigError, TgsentError, UnavailableError
 from tgsent.hub import Snapshot
 from tiny_gguf import END, tiny_llama, tokens, write_gguf
-from tiny_models import tiny_spec
+from tiny_models import Silent, tiny_spec
 
 IDS = torch.tensor([[5, 60, 7, 258, 200]])
 
@@ -40,8 +41,19 @@ def load(path: Path, init: str = "pretrained") -> models.LoadedModel:
 # -------------------------------------------------------------------------------------- loading
 
 
-def test_the_hub_gives_folder_and_file(file: Path) -> None:
-    assert hub.fetch(str(file), weights=True) == Snapshot(file.parent, None, "tiny.gguf")
+def test_a_file_is_unpacked_once_for_its_content(file: Path) -> None:
+    progress = Silent()
+    snapshot = hub.fetch(str(file), weights=True, progress=progress)
+    assert snapshot == Snapshot(snapshot.folder, None)
+    assert (snapshot.folder / "model.safetensors").is_file()
+    assert len(progress.lines) == 1
+    assert re.match(r"unpacking .*/tiny\.gguf \(.* kB\) into .*, once", progress.lines[0])
+    assert hub.fetch(str(file), weights=True, progress=progress) == snapshot
+    assert len(progress.lines) == 1
+    write_gguf(file, quantised=False)
+    assert hub.fetch(str(file), weights=True, progress=progress) != snapshot
+    assert len(progress.lines) == 2
+    assert not list(snapshot.folder.parent.glob("*.tmp"))
 
 
 def test_weights_are_those_of_the_file(tmp_path: Path) -> None:
@@ -250,5 +262,5 @@ def test_a_damaged_file_ends_the_command_before_anything_is_written(
     done = cli("run", "-m", str(file), *SMALL)
     assert done.returncode == 3
     assert "cannot be loaded" in done.stderr
-    assert len(done.stderr.splitlines()) == 2
+    assert len(done.stderr.splitlines()) == 3  # what it does, what is wrong, what to do
     assert not (tmp_path / "runs").exists()

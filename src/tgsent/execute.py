@@ -360,7 +360,8 @@ def _fetch_models(
         from tgsent import models  # takes seconds: what is missing has been told before
 
         for spec in specs.values():
-            models.check(spec, here=engine.kind == "local")
+            for note in models.check(spec, here=engine.kind == "local"):
+                progress.line(note)
     return commits
 
 

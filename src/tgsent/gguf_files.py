@@ -1,87 +1,99 @@
-"""GGUF files: configuration, tokenizer and weights of one file, loaded as a plain fp32 model."""
+"""GGUF files: unpacked once into plain model folders of the user's cache."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import transformers
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
-
-from tgsent import memory
+from tgsent.cache import cache_folder
 from tgsent.errors import TgsentError, UnavailableError
+from tgsent.files import explained, show_size
+from tgsent.records import Progress
+
+if TYPE_CHECKING:  # it takes seconds to import, and few runs need it here
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def check(name: str, file: Path) -> None:
-    """Make sure that all tensors of the file are there; raise UnavailableError where not.
+def unpacked(name: str, file: Path, progress: Progress | None = None) -> Path:
+    """Return a folder with configuration, tokenizer and fp32 weights of a file.
 
-    Reads no weights, only where they begin and end.
+    The libraries take most of a minute to read even a small file, and read it anew for each of the
+    three, so that it is unpacked once for its path, size and time. Raises UnavailableError where it
+    is damaged or of a kind that transformers cannot read, StorageError for a full disk.
     """
-    from gguf import GGUFReader
+    about = file.stat()
+    state = f"{file.resolve()}|{about.st_size}|{about.st_mtime_ns}"
+    key = hashlib.sha256(os.fsencode(state)).hexdigest()[:32]
+    folder = cache_folder() / "gguf" / key
+    if folder.is_dir():
+        return folder
+    if progress is not None:
+        progress.line(f"unpacking {file} ({show_size(about.st_size)}) into {folder}, once")
+    model, tokenizer = _read(name, file)
+    with explained(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{key}.", suffix=".tmp", dir=folder.parent))
+        try:
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+            with contextlib.suppress(FileExistsError):  # another process was faster
+                temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return folder
 
-    with _explained(name):
-        GGUFReader(file)
 
+def _read(name: str, file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a file as a plain model, which can be saved, and its tokenizer."""
+    import torch
+    import transformers
 
-def load_config(name: str, file: Path) -> transformers.PreTrainedConfig:
-    """Load the configuration; raise UnavailableError where the file has none that is known."""
-    with _explained(name), _alone(file) as folder:
-        config: transformers.PreTrainedConfig = AutoConfig.from_pretrained(
-            folder, gguf_file=file.name, trust_remote_code=False
+    # older versions of the library know no other weights
+    config_class = getattr(transformers, "GgufConfig", None)
+    # on the CPU, where a caller may be describing a model without memory
+    with torch.device("cpu"), _worded(name), _alone(file) as source:
+        config = transformers.AutoConfig.from_pretrained(
+            source, gguf_file=file.name, trust_remote_code=False
         )
-        config.name_or_path = str(file)
-    return config
-
-
-def load_tokenizer(name: str, file: Path) -> transformers.PreTrainedTokenizerBase:
-    """Load the tokenizer; raise UnavailableError where the file has none that is known."""
-    with _explained(name), _alone(file) as folder:
-        tokenizer: transformers.PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, gguf_file=file.name, trust_remote_code=False
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            source, gguf_file=file.name, trust_remote_code=False
         )
-        tokenizer.name_or_path = str(file)
-    return tokenizer
-
-
-def load_weights(name: str, file: Path, auto: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Load the weights as fp32; give the model, and the library's report of what is missing.
-
-    `auto` is the library's class of automatic models. Raises UnavailableError.
-    """
-    with _explained(name), _alone(file) as folder:
+        auto: Any = (
+            transformers.AutoModelForSeq2SeqLM
+            if config.is_encoder_decoder
+            else transformers.AutoModelForCausalLM
+        )
         loaded, found = auto.from_pretrained(
-            folder,
+            source,
             gguf_file=file.name,
             dtype=torch.float32,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
-            quantization_config=_all_dequantised(),
+            quantization_config=config_class(dequantize=True) if config_class else None,
         )
-        return _plain(loaded), found
-
-
-def _all_dequantised() -> Any:
-    """Ask for weights that can be trained; older versions of the library know no others."""
-    wanted = getattr(transformers, "GgufConfig", None)
-    return wanted(dequantize=True) if wanted else None
-
-
-def _plain(loaded: PreTrainedModel) -> PreTrainedModel:
-    """Build the same model anew, as the library refuses to save one that came from a GGUF file.
-
-    For a moment both are in memory, which is half of what training takes.
-    """
+    wrong = [f"{key} is missing" for key in sorted(found["missing_keys"])]
+    wrong += [f"{key[0]} has another shape" for key in sorted(found["mismatched_keys"])]
+    if wrong:
+        raise UnavailableError(
+            f"{name}: the weights in this GGUF file are not those of its architecture: {wrong[0]};"
+            " put a good copy there"
+        )
+    # built anew, as the library refuses to save a model that came from a GGUF file
     values = loaded.config.to_dict()
     values.pop("quantization_config", None)
-    model: PreTrainedModel = type(loaded)(type(loaded.config).from_dict(values))
+    with torch.device("cpu"):
+        model: PreTrainedModel = type(loaded)(type(loaded.config).from_dict(values))
     model.load_state_dict(loaded.state_dict())
     model.tie_weights()
-    return model
+    model.config.name_or_path = tokenizer.name_or_path = ""
+    return model, tokenizer
 
 
 @contextlib.contextmanager
@@ -96,15 +108,13 @@ def _alone(file: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _explained(name: str) -> Iterator[None]:
+def _worded(name: str) -> Iterator[None]:
     """Turn whatever the libraries raise for a file that they cannot read into UnavailableError."""
     try:
         yield
-    except TgsentError:
+    except (TgsentError, MemoryError):
         raise
     except Exception as error:  # of a damaged file, nearly any: KeyError, struct.error, ...
-        if memory.is_out_of_memory(error):
-            raise
         text = " ".join(str(error).split())[:300]
         known = isinstance(error, OSError | ImportError) or type(error) is ValueError
         reason = text if known and text else f"{type(error).__name__}: {text}"

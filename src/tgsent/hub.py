@@ -28,6 +28,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
 from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 
+from tgsent import gguf_files
 from tgsent.aliases import ALIASES, alias_of, name_and_revision
 from tgsent.config import TrialSpec
 from tgsent.errors import UnavailableError
@@ -49,8 +50,6 @@ class Snapshot:
     folder: Path
     commit: str | None
     """The commit on the Hub; None for a folder or a file that the user named."""
-    gguf: str | None = None
-    """Name of the GGUF file in the folder that is the whole model, where it is one."""
 
 
 def fetch_for(spec: TrialSpec, progress: Progress | None = None) -> Snapshot | None:
@@ -70,7 +69,7 @@ def fetch(model: str, *, weights: bool, progress: Progress | None = None) -> Sna
     """
     if (file := _named_gguf(model)) is not None:
         _check_gguf(model, file)
-        return Snapshot(file.parent, None, file.name)
+        return Snapshot(gguf_files.unpacked(model, file, progress), None)
     if (folder := _named_folder(model)) is not None:
         _check_folder(model, folder, weights)
         return Snapshot(folder, None)
@@ -340,8 +339,8 @@ def _missing_weights(folder: Path, names: Collection[str]) -> list[str]:
 
 
 def _small_files(names: Collection[str]) -> list[str]:
-    """Pick configuration and tokenizer: the small files at the top of the repository."""
-    return [n for n in names if re.fullmatch(r"[^/]+\.(json|txt|model)", n) and n != _INDEX]
+    """Pick configuration, tokenizer and chat template: small files at the top of the repository."""
+    return [n for n in names if re.fullmatch(r"[^/]+\.(json|txt|model|jinja)", n) and n != _INDEX]
 
 
 def _no_weights(model: str, names: Collection[str], place: str) -> str:

@@ -24,13 +24,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from tgsent import chat, environment, gguf_files, hub, memory, tiny
+from tgsent import chat, environment, hub, memory, tiny
 from tgsent.aliases import ALIASES, alias_of
 from tgsent.config import TrainingConfig, TrialSpec
 from tgsent.errors import ConfigError, TgsentError, UnavailableError
 from tgsent.finetune import causal, loop, seq2seq, trackers, trainable
 from tgsent.finetune.family import Batch, Counted, Family, SpecialIds
-from tgsent.hub import Snapshot
 from tgsent.prompts import PromptEncoder, encode_markup, parse
 from tgsent.records import Encoded, Example
 
@@ -67,8 +66,8 @@ def load(spec: TrialSpec, train: Iterable[Example]) -> LoadedModel:
     if snapshot is None:
         config, tokenizer = tiny.build(spec, _model_type(spec.model), train)
     else:
-        config = _config(spec.model, snapshot)
-        tokenizer = _tokenizer(spec.model, snapshot)
+        config = _config(spec.model, snapshot.folder)
+        tokenizer = _tokenizer(spec.model, snapshot.folder)
     _prepare_tokenizer(tokenizer, spec)
     _check_generates(config, spec.model)
     family: Family = seq2seq if config.is_encoder_decoder else causal
@@ -80,7 +79,7 @@ def load(spec: TrialSpec, train: Iterable[Example]) -> LoadedModel:
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     model: Any  # the two branches have no type in common that mypy could see
     if snapshot is not None and init == "pretrained":
-        model = _all_of_the_weights(spec.model, snapshot, auto)
+        model = _all_of_the_weights(spec.model, snapshot.folder, auto)
     else:
         model = _build(spec.model, auto, config)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
@@ -101,8 +100,8 @@ def load(spec: TrialSpec, train: Iterable[Example]) -> LoadedModel:
     return LoadedModel(model, tokenizer, family, ids)
 
 
-def check(spec: TrialSpec, *, here: bool = True) -> None:
-    """Find out before anything is run whether the model fits the recipe.
+def check(spec: TrialSpec, *, here: bool = True) -> tuple[str, ...]:
+    """Check before anything is run that the model fits the recipe; return what is worth a note.
 
     Raises UnavailableError or ConfigError as `load` and `prompt_encoder` do, where the package that
     the recipe wants is not there or cannot train this model, and, if it is to be trained `here`,
@@ -111,14 +110,17 @@ def check(spec: TrialSpec, *, here: bool = True) -> None:
     check_backend(spec)
     if spec.training.init == "tiny":
         tiny.architecture(spec.model, _model_type(spec.model), spec.training.max_tokens)
-    else:
-        snapshot = hub.fetch_for(spec)
-        if snapshot is not None and snapshot.gguf:
-            gguf_files.check(spec.model, snapshot.folder / snapshot.gguf)
-        loaded = describe(spec, ())
-        prompt_encoder(loaded, spec)
-        if here:
-            memory.check(loaded.model, spec)
+        return ()
+    loaded = describe(spec, ())
+    prompt_encoder(loaded, spec)
+    if here:
+        memory.check(loaded.model, spec)
+    if loaded.tokenizer.chat_template and spec.prompt.template == "plain":
+        return (
+            f"{spec.name}: its tokenizer has a chat template, and its prompts are plain;"
+            " prompt.template=chat uses the template",
+        )
+    return ()
 
 
 def check_backend(spec: TrialSpec) -> None:
@@ -296,10 +298,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
-def _config(name: str, snapshot: Snapshot) -> PreTrainedConfig:
-    if snapshot.gguf:
-        return gguf_files.load_config(name, snapshot.folder / snapshot.gguf)
-
+def _config(name: str, folder: Path) -> PreTrainedConfig:
     def load_from(source: Path) -> PreTrainedConfig:
         values, _ = PreTrainedConfig.get_config_dict(source)
         if "auto_map" in values and values.get("model_type") not in CONFIG_MAPPING:
@@ -315,13 +314,10 @@ def _config(name: str, snapshot: Snapshot) -> PreTrainedConfig:
         config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False)
         return config
 
-    return _from_folder(name, snapshot.folder, load_from)
+    return _from_folder(name, folder, load_from)
 
 
-def _tokenizer(name: str, snapshot: Snapshot) -> PreTrainedTokenizerBase:
-    folder = snapshot.folder
-    if snapshot.gguf:
-        return gguf_files.load_tokenizer(name, folder / snapshot.gguf)
+def _tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
     if not any((folder / file).is_file() for file in _VOCABULARIES):
         raise UnavailableError(f"{name}: {folder} holds no tokenizer; put the model's files there")
     return _from_folder(
@@ -329,36 +325,30 @@ def _tokenizer(name: str, snapshot: Snapshot) -> PreTrainedTokenizerBase:
     )
 
 
-def _all_of_the_weights(name: str, snapshot: Snapshot, auto: Any) -> PreTrainedModel:
+def _all_of_the_weights(name: str, folder: Path, auto: Any) -> PreTrainedModel:
     """Load weights; raise UnavailableError where some are missing or of another shape.
 
     The library would only warn, and train on with random ones in their place.
     """
     model: PreTrainedModel
-    if snapshot.gguf:
-        whole = snapshot.folder / snapshot.gguf
-        unfit = f"the weights in {whole} are not those of its architecture"
-        model, found = gguf_files.load_weights(name, whole, auto)
-    else:
-        unfit = f"the weights in {snapshot.folder} do not fit its config.json"
-        model, found = _from_folder(
-            name,
-            snapshot.folder,
-            lambda folder: auto.from_pretrained(
-                folder,
-                dtype=torch.float32,
-                use_safetensors=True,
-                trust_remote_code=False,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            ),
-        )
+    model, found = _from_folder(
+        name,
+        folder,
+        lambda source: auto.from_pretrained(
+            source,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        ),
+    )
     wrong = [f"{key} is missing" for key in sorted(found["missing_keys"])]
     wrong += [f"{key[0]} has another shape" for key in sorted(found["mismatched_keys"])]
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise UnavailableError(
-            f"{name}: {unfit}: {wrong[0]}{more};"
+            f"{name}: the weights in {folder} do not fit its config.json: {wrong[0]}{more};"
             " put the files that belong together there, or name another model"
         )
     return model
@@ -430,4 +420,4 @@ def _check_positions(config: PreTrainedConfig, spec: TrialSpec) -> None:
 def _model_type(name: str) -> str:
     if alias := alias_of(name):
         return ALIASES[alias].model_type
-    return str(_config(name, hub.fetch(name, weights=False)).model_type)
+    return str(_config(name, hub.fetch(name, weights=False).folder).model_type)

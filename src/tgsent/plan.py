@@ -35,6 +35,8 @@ class ModelPlan:
     unknown_token: str
     warnings: tuple[str, ...]
     """What of the texts, training and test, the model cannot see."""
+    notes: tuple[str, ...]
+    """What may be worth changing."""
     optimizer_steps: int
     learning_rate: float
     warmup_steps: int
@@ -117,7 +119,7 @@ def plan_model(spec: TrialSpec, split: Split) -> ModelPlan:
     The encoder of a seq2seq model reads the prompt, its decoder the completion.
     """
     device = loop.resolve_device(spec.training.device)
-    models.check(spec)
+    notes = models.check(spec)
     loaded = models.describe(spec, split.train)
     encoder = models.prompt_encoder(loaded, spec, choose_shots(split.train, spec))
     train = encoder.encode_examples(split.train)
@@ -151,6 +153,7 @@ def plan_model(spec: TrialSpec, split: Split) -> ModelPlan:
         unknown_share=seen.unknown_share,
         unknown_token=seen.unknown_token,
         warnings=legibility.measure(loaded, encoder, texts).warnings,
+        notes=notes,
         optimizer_steps=steps,
         learning_rate=rates.learning_rate(spec.training, loaded.family, parameters),
         warmup_steps=loop.warmup_steps(spec.training, steps),
@@ -241,7 +244,8 @@ def to_text(plan: dict[str, Any], config_yaml: str) -> str:
 
 def _illegible(model: dict[str, Any]) -> list[str]:
     """Say what of the texts the model cannot see."""
-    lines = [f"  warning          {warning}" for warning in model["warnings"]]
+    lines = [f"  note             {note}" for note in model["notes"]]
+    lines += [f"  warning          {warning}" for warning in model["warnings"]]
     if share := model["unknown_share"]:
         shown = "less than 0.1" if share < 0.001 else f"{100 * share:.1f}"
         what = f"{shown} % of the training texts' tokens are {model['unknown_token']}"

@@ -152,9 +152,8 @@ def _through_simplet5(
 ) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="tgsent-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        snapshot = hub.fetch_for(spec)
-        if snapshot and not snapshot.gguf and spec.training.init == "pretrained":
-            start = snapshot.folder
+        if spec.training.init == "pretrained":
+            start = hub.fetch(spec.model, weights=True).folder
         else:
             start = folder / "start"
             loaded = _load(spec, split, progress)
