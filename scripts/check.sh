@@ -10,5 +10,7 @@ export TGSENT_TESTS_NEED_SIMPLET5=1
 .venv/bin/ruff format --check .
 .venv/bin/mypy
 .venv/bin/python scripts/make_reference.py --check
-.venv/bin/python -m pytest tests/test_smoke.py # alone, as it is timed
-.venv/bin/python -m pytest -n 2 --dist worksteal --cov --ignore tests/test_smoke.py
+# alone, as the one is timed and the other takes all cores
+.venv/bin/python -m pytest tests/test_smoke.py tests/test_pretrained.py
+.venv/bin/python -m pytest -n 2 --dist worksteal --cov \
+  --ignore tests/test_smoke.py --ignore tests/test_pretrained.py

@@ -16,7 +16,7 @@ from tgsent import models
 from tgsent.config import EvaluationConfig, TrialSpec
 from tgsent.errors import ConfigError, UnavailableError
 from tgsent.evaluate import classify
-from tgsent.finetune import causal
+from tgsent.finetune import causal, trainable
 from tgsent.finetune.family import IGNORE, token_losses
 from tgsent.models import LoadedModel
 from tgsent.prompts import PromptEncoder
@@ -247,3 +247,17 @@ def test_added_tokens_that_are_plain_text_stay_text(tmp_path: Path) -> None:
     own = loaded.tokenizer("Tweet: my phone is  great", add_special_tokens=False).input_ids
     assert list(prompt[1 : len(own) + 1]) == own
     assert "  " in loaded.tokenizer.convert_ids_to_tokens(prompt)
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "mamba", "falcon_h1", "t5"])
+def test_every_adapter_is_trained(model_type: str, tmp_path: Path) -> None:
+    folder = make_folder(of_type(model_type), tmp_path)
+    spec = spec_of(folder, lora={})
+    loaded = models.load(spec, ())
+    trainable.prepare(loaded.model, spec.training)
+    encoded = models.prompt_encoder(loaded, spec).encode_examples(TEXTS[:4])
+    batch = loaded.family.collate(encoded, loaded.ids, "label", None)
+    token_losses(loaded.model.train(), batch).sum().backward()
+    trained = {n: p.grad for n, p in loaded.model.named_parameters() if p.requires_grad}
+    assert trained
+    assert [name for name, gradient in trained.items() if gradient is None] == []

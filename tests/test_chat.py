@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import AddedToken
 
-from architectures import ARCHITECTURES, make_folder
+from architectures import ARCHITECTURES, CHATML, make_folder
 from tgsent import chat, models
 from tgsent.config import PromptConfig, TrialSpec
 from tgsent.errors import ConfigError
 from tgsent.evaluate import classify
 from tgsent.models import LoadedModel
 from tgsent.records import Example, Split
+from tgsent.tokens import special_ids
 from tgsent.trial import run_trial
 from tiny_models import Silent, examples, tiny_spec
 
@@ -81,7 +83,7 @@ def test_worked_examples_are_turns(loaded: LoadedModel, folder: Path) -> None:
 def test_a_text_becomes_no_turn(loaded: LoadedModel, folder: Path, text: str) -> None:
     encoder = models.prompt_encoder(loaded, chat_spec(folder))
     (prompt,), (plain,) = encoder.encode_prompts([text]), encoder.encode_prompts(["x"])
-    special = models.special_ids(loaded.tokenizer)
+    special = special_ids(loaded.tokenizer)
     assert [i for i in prompt if i in special] == [i for i in plain if i in special]
     assert text in loaded.decode(prompt)
 
@@ -135,3 +137,26 @@ def test_a_template_of_no_use_is_refused_in_words(folder: Path, template: str, w
     loaded.tokenizer.chat_template = template
     with pytest.raises(ConfigError, match=why):
         chat.markup(loaded.tokenizer, "some/model")
+
+
+def test_a_template_that_tells_the_date_tells_the_same_one_every_day(folder: Path) -> None:
+    loaded = models.describe(chat_spec(folder), ())
+    loaded.tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }} " + CHATML
+    assert chat.markup(loaded.tokenizer, "some/model").around[0][0].startswith("01 Jan 2026 <|im_s")
+
+
+def test_a_turn_may_end_in_a_token_that_is_special_but_listed_nowhere(folder: Path) -> None:
+    """As Gemma 3's: it is among the added tokens, and not among those with a role."""
+    loaded = models.describe(chat_spec(folder), ())
+    loaded.tokenizer.add_tokens([AddedToken("<end_of_turn>", special=True)])
+    loaded.tokenizer.chat_template = CHATML.replace("<|im_end|>", "<end_of_turn>")
+    assert chat.markup(loaded.tokenizer, "some/model").end == "<end_of_turn>"
+
+
+def test_a_new_padding_token_leaves_the_markers_special(tmp_path: Path) -> None:
+    loaded = models.load(chat_spec(make_folder(QWEN3, tmp_path)), ())
+    loaded.tokenizer.pad_token = None
+    loaded.tokenizer.save_pretrained(tmp_path)
+    again = models.describe(chat_spec(tmp_path), ()).tokenizer
+    markers = again.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    assert set(markers) <= special_ids(again)

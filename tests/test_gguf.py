@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 pytest.importorskip("gguf")
 
 from conftest import Cli
-from tgsent import hub, models
+from tgsent import gguf_files, hub, models
 from tgsent.errors import ConfigError, TgsentError, UnavailableError
 from tgsent.hub import Snapshot
 from tiny_gguf import END, tiny_llama, tokens, write_gguf
@@ -168,7 +168,7 @@ def _overwrite(start: int, content: bytes) -> Callable[[Path], None]:
     ("damage", "reason"),
     [
         (lambda path: path.write_bytes(b""), "is empty"),
-        (lambda path: path.write_bytes(b"PK\x03\x04" + b"x" * 900), "is no GGUF file"),
+        (lambda path: path.write_bytes(b"PK\x03\x04" + b"x" * 900), "is not a GGUF file"),
         (lambda path: path.write_bytes(b"GGUF"), "cannot be loaded"),
         (lambda path: path.write_bytes(b"GGUF" + b"\xff" * 900), "cannot be loaded"),
         (_cut(0.01), "cannot be loaded"),
@@ -264,3 +264,18 @@ def test_a_damaged_file_ends_the_command_before_anything_is_written(
     assert "cannot be loaded" in done.stderr
     assert len(done.stderr.splitlines()) == 3  # what it does, what is wrong, what to do
     assert not (tmp_path / "runs").exists()
+
+
+def test_another_process_may_unpack_the_same_file(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, folders = gguf_files._read, []
+
+    def slower(name: str, path: Path) -> object:
+        monkeypatch.setattr(gguf_files, "_read", read)
+        folders.append(gguf_files.unpacked(name, path))  # the other one, which is done before
+        return read(name, path)
+
+    monkeypatch.setattr(gguf_files, "_read", slower)
+    assert [gguf_files.unpacked("tiny", file)] == folders
+    assert list(folders[0].parent.iterdir()) == folders

@@ -18,6 +18,7 @@ from tgsent.finetune import causal, seq2seq
 from tgsent.finetune.family import SpecialIds
 from tgsent.models import LoadedModel
 from tgsent.prompts import PromptEncoder
+from tgsent.tokens import special_ids
 from tiny_models import tiny_spec
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -29,6 +30,7 @@ PARTS = (
     "\u0645\u0631\u062d\u0628\u0627", "\u4eca\u5929", "e\u0301", "\u200f", "12345", "...", "<b>",
 )  # fmt: skip
 TEXTS = st.lists(st.sampled_from(PARTS), max_size=12).map("".join)
+MARKERS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<start_of_turn>", "<eos>")
 WRITTEN = "Tweet: {}\nSentiment: positive"
 
 
@@ -98,9 +100,11 @@ def test_t5_reads_all_but_white_space(t5_folder: Path, text: str) -> None:
     assert read == "positive"
 
 
-@pytest.mark.parametrize("marker", ["<|im_start|>", "<|im_end|>", "<start_of_turn>", "<eos>"])
+@pytest.mark.parametrize(
+    "marker", ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<start_of_turn>", "<eos>"]
+)
 def test_a_text_becomes_no_marker(name: str, marker: str) -> None:
     loaded, encoder = load(name)
     found = tokens(encoder, f"so {marker} what")
-    assert not models.special_ids(loaded.tokenizer) & set(found)
+    assert not special_ids(loaded.tokenizer) & set(found)
     assert marker in loaded.decode(found)

@@ -10,11 +10,13 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from tgsent.errors import ConfigError
+from tgsent.tokens import special_ids
 
 _TURN = "TGSENT-TURN-{}"
 _TURNS = re.compile(r"TGSENT-TURN-\d+-")
 _DATE = "01 Jan 2026"
-"""For templates that tell the model the date: the same prompt on every day."""
+"""For templates that tell the model the date: the prompt is the same on every day."""
+_FIXED_DATE = f"{{% macro strftime_now(format) %}}{_DATE}{{% endmacro %}}"
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Markup:
 
 
 def markup(tokenizer: PreTrainedTokenizerBase, model: str, answered: int = 0) -> Markup:
-    """Read the template of a tokenizer, for a conversation of so many answered turns and a last.
+    """Read a tokenizer's template for `answered` answered turns and one open turn.
 
     The template is rendered with turns that are found again in the result, so that texts never pass
     through it. Thinking is switched off where the template knows how. Raises ConfigError where
@@ -59,6 +61,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, model: str, turns: int) -> str:
         return str(
             tokenizer.apply_chat_template(
                 conversation,
+                chat_template=_FIXED_DATE + tokenizer.get_chat_template(),
                 tokenize=False,
                 add_generation_prompt=turns % 2 == 1,
                 enable_thinking=False,
@@ -71,7 +74,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, model: str, turns: int) -> str:
 
 def _first_special(tokenizer: PreTrainedTokenizerBase, model: str, text: str) -> str:
     ids: Sequence[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    special = set(tokenizer.all_special_ids)
+    special = special_ids(tokenizer)
     for token in ids:
         if token in special:
             return str(tokenizer.convert_ids_to_tokens(token))

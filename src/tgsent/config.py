@@ -197,7 +197,7 @@ class PromptConfig(Section):
     def _a_chat_starts_by_itself(self) -> Self:
         if self.template == "chat" and self.start_token is not None:
             raise PydanticCustomError(
-                "template", "`start_token` must be null with `template: chat`, which has its own"
+                "chat", "`start_token` must be null with `template: chat`, which has its own"
             )
         return self
 
@@ -296,10 +296,10 @@ class TrainingConfig(Section):
     (GPT-2, GPT-Neo, T5). A `prompt.start_token` that the tokenizer lacks would stay untrained, so
     that it is refused here and with `lora`; the padding token may, as nothing reads it."""
     learning_rate: PositiveFloat | Literal["auto"] = "auto"
-    """Peak of the schedule. `auto`: for causal models of up to 0.5, up to 2 and more billion
-    parameters 6.25e-5, 2e-5 and 1e-5, with `lora` 2e-4; for seq2seq models of up to 1 and more
-    billion 3e-4 and 1e-4, with `lora` 3e-4; 1e-3 with `init: tiny` and 3e-4 with `init: random`,
-    which start from nothing; 1e-4 with `backend: simplet5`. The sources are in docs/recipes.md."""
+    """Peak of the schedule. `auto`, causal models: 6.25e-5 up to 0.5 billion parameters, 2e-5 up to
+    2 billion, 1e-5 above; 2e-4 with `lora`. Seq2seq models: 3e-4 up to 1 billion, 1e-4 above; 3e-4
+    with `lora`. 1e-3 with `init: tiny`, 3e-4 with `init: random`, 1e-4 with `backend: simplet5`.
+    The sources are in docs/recipes.md."""
     warmup_steps: NotNegativeFloat | Literal["auto"] = "auto"
     """Optimizer steps of linear warm-up before the linear decay; below 1: a share of all steps.
     `auto`: 0.1; none with `backend: simplet5`."""
@@ -1038,7 +1038,7 @@ def check_variant(config: RunConfig, model: ModelConfig, settings: Mapping[str, 
 
 
 # kinds of mistakes that depend on another key, which may vary as well
-_TOGETHER = {"backend", "simplet5", "loss_on_padding", "calibration"}
+_TOGETHER = {"backend", "chat", "simplet5", "loss_on_padding", "calibration"}
 
 
 def _variant_problems(
@@ -1143,7 +1143,7 @@ def _describe(error: ErrorDetails, section: type[Section]) -> _Mistake:
     message = _MESSAGES.get(kind, error["msg"].replace("Input should be", "must be"))
     if kind in {"test_fraction", "loss_on_padding", "calibration"}:  # found by comparing two keys
         return _Mistake((*path, kind), message, "")
-    if kind in {"labels", "models", "missing", "simplet5", "sweep", "range", "engine"}:
+    if kind in {"chat", "labels", "models", "missing", "simplet5", "sweep", "range", "engine"}:
         return _Mistake(path or (kind,), message, "")
     return _Mistake(path, message, f", not {_short(error['input'])}")
 

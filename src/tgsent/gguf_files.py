@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +20,21 @@ from tgsent.records import Progress
 if TYPE_CHECKING:  # it takes seconds to import, and few runs need it here
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_FORMAT = 1
+"""Of what is unpacked; a change makes all files be unpacked again."""
+
 
 def unpacked(name: str, file: Path, progress: Progress | None = None) -> Path:
     """Return a folder with configuration, tokenizer and fp32 weights of a file.
 
-    The libraries take most of a minute to read even a small file, and read it anew for each of the
-    three, so that it is unpacked once for its path, size and time. Raises UnavailableError where it
-    is damaged or of a kind that transformers cannot read, StorageError for a full disk.
+    Reading even a small file takes the library most of a minute, and it would be read three times.
+    It is therefore unpacked once; the cache key is its path, size and modification time. Raises
+    UnavailableError for a file that is damaged or that transformers cannot read, StorageError for a
+    full disk.
     """
     about = file.stat()
-    state = f"{file.resolve()}|{about.st_size}|{about.st_mtime_ns}"
+    library = version("transformers")
+    state = f"{file.resolve()}|{about.st_size}|{about.st_mtime_ns}|{library}|{_FORMAT}"
     key = hashlib.sha256(os.fsencode(state)).hexdigest()[:32]
     folder = cache_folder() / "gguf" / key
     if folder.is_dir():
@@ -42,8 +48,11 @@ def unpacked(name: str, file: Path, progress: Progress | None = None) -> Path:
         try:
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
-            with contextlib.suppress(FileExistsError):  # another process was faster
+            try:
                 temporary.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was faster
+                    raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return folder

@@ -123,7 +123,7 @@ def _check_gguf(model: str, file: Path) -> None:
     except OSError as error:
         raise UnavailableError(f"{model}: cannot be read: {error.strerror}") from None
     if magic != _GGUF_MAGIC:
-        problem = "is no GGUF file, whatever its name" if magic else "is empty"
+        problem = "is not a GGUF file, despite its name" if magic else "is empty"
         raise UnavailableError(f"{model}: {problem}; put a good copy of it there")
 
 

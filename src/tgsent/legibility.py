@@ -1,4 +1,4 @@
-"""How much of the texts a tokenizer can tell the model."""
+"""Measure what is lost when texts are tokenized."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tgsent.models import LoadedModel
 from tgsent.prompts import PromptEncoder
+from tgsent.tokens import unknown_id
 
 _MOST_UNKNOWN = 0.05
 """Share of unknown tokens above which there is a warning."""
@@ -47,16 +48,16 @@ class Legibility:
 def measure(loaded: LoadedModel, encoder: PromptEncoder, texts: Sequence[str]) -> Legibility:
     """Count unknown tokens, and texts that the model cannot tell apart.
 
-    Texts that differ in white space alone count as one text. A text that is too long is not cut
+    Texts that differ in whitespace alone count as one text. A text that is too long is not cut
     here: what is cut is counted elsewhere.
     """
     by_words = {" ".join(text.split()): text for text in texts}
-    unknown_id = unknown_token_id(loaded)
+    unknown_token = unknown_id(loaded.tokenizer)
     tokens = unknown = 0
     seen: dict[tuple[int, ...], int] = {}
     for ids in encoder.encode_bare(list(by_words.values())):
         tokens += len(ids)
-        unknown += ids.count(unknown_id) if unknown_id is not None else 0
+        unknown += ids.count(unknown_token) if unknown_token is not None else 0
         key = tuple(ids)
         seen[key] = seen.get(key, 0) + 1
     merged = [count for count in seen.values() if count > 1]
@@ -67,9 +68,3 @@ def measure(loaded: LoadedModel, encoder: PromptEncoder, texts: Sequence[str]) -
         merged=sum(merged),
         merged_into=len(merged),
     )
-
-
-def unknown_token_id(loaded: LoadedModel) -> int | None:
-    """Give the id of the unknown token; None where it is none of its own (GPT-2's ends texts)."""
-    found = loaded.tokenizer.unk_token_id
-    return None if found in {loaded.ids.end, loaded.ids.pad} else found

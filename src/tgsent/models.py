@@ -32,6 +32,7 @@ from tgsent.finetune import causal, loop, seq2seq, trackers, trainable
 from tgsent.finetune.family import Batch, Counted, Family, SpecialIds
 from tgsent.prompts import PromptEncoder, encode_markup, parse
 from tgsent.records import Encoded, Example
+from tgsent.tokens import special_ids
 
 PAD_TOKEN = "<|pad|>"
 _VOCABULARIES = (
@@ -169,9 +170,6 @@ def prompt_encoder(
     Raises ConfigError where the tokenizer cannot write a label word so that it can be read back.
     """
     tokenizer, is_seq2seq = loaded.tokenizer, loaded.family is seq2seq
-    special = special_ids(tokenizer)
-    if tokenizer.unk_token_id not in {loaded.ids.end, loaded.ids.pad}:
-        special.discard(tokenizer.unk_token_id)  # an unknown sign is data like any other
 
     def encode_texts(texts: list[str]) -> list[list[int]]:
         ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)[
@@ -184,7 +182,7 @@ def prompt_encoder(
         prompt=spec.prompt,
         labels=spec.labels,
         encode_texts=encode_texts,
-        special_ids=special,
+        special_ids=special_ids(tokenizer),
         end_id=loaded.ids.end,
         max_tokens=spec.training.max_tokens,
         target_counts=not is_seq2seq,
@@ -225,15 +223,6 @@ def _surroundings(
     start = spec.prompt.start_token or loaded.tokenizer.bos_token
     start_ids = (_id_of(loaded.tokenizer, start),) if start else ()
     return start_ids, [("", ""), *[("\n\n", "")] * shots]
-
-
-def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Return the ids of what the tokenizer itself calls special.
-
-    Other added tokens are text: line breaks of Gemma 3, runs of spaces of GPT-NeoX.
-    """
-    added = tokenizer.added_tokens_decoder
-    return {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
 
 
 def _end_id(tokenizer: PreTrainedTokenizerBase, spec: TrialSpec) -> int:
@@ -363,7 +352,10 @@ def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, spec: TrialSpec) -> N
     if spec.prompt.start_token:
         _check_start_token(tokenizer, spec)
         new.append(spec.prompt.start_token)
-    tokenizer.add_special_tokens({"additional_special_tokens": new}) if new else None
+    if new:  # beside those that it has: the ends of turns in a chat are among them
+        tokenizer.add_special_tokens(
+            {"additional_special_tokens": new}, replace_extra_special_tokens=False
+        )
 
 
 def _check_start_token(tokenizer: PreTrainedTokenizerBase, spec: TrialSpec) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from tgsent import config as configs
-from tgsent.config import LATER_KEYS, RunConfig, TrialSpec
+from tgsent import earlier
+from tgsent.config import RunConfig, TrialSpec
 from tgsent.errors import RunFolderError
 from tgsent.records import Prediction
 from tgsent.store import RunFolder, flat
@@ -267,20 +268,11 @@ def _config(path: Path) -> RunConfig:
         raise RunFolderError(f"{path}: is no run folder, as it holds no config.yaml")
     file = path / "config.yaml"
     config = configs.load(str(file))
-    lacking = _earlier_values(yaml.safe_load(file.read_bytes()))
+    lacking = [
+        f"{'.'.join(map(str, path))}={json.dumps(value)}"
+        for path, value in earlier.lacking(yaml.safe_load(file.read_bytes())).items()
+    ]
     return configs.load(str(file), overrides=lacking) if lacking else config
-
-
-def _earlier_values(stored: dict[str, Any]) -> list[str]:
-    """Give the keys that a stored config of an earlier version lacks, with what that did."""
-    found = []
-    for (*sections, key), value in LATER_KEYS.items():
-        holder: Any = stored
-        for section in sections:
-            holder = holder.get(section) if isinstance(holder, dict) else None
-        if isinstance(holder, dict) and key not in holder:
-            found.append(f"{'.'.join((*sections, key))}={json.dumps(value)}")
-    return found
 
 
 def _splits(

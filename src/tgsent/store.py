@@ -19,8 +19,8 @@ from typing import Any
 import filelock
 import yaml
 
-from tgsent import files
-from tgsent.config import LATER_KEYS, RunConfig, TrialSpec, resolve_calibration
+from tgsent import earlier, files
+from tgsent.config import RunConfig, TrialSpec, resolve_calibration
 from tgsent.errors import RunFolderError
 from tgsent.files import write_atomic
 from tgsent.records import Prediction, SplitSummary, TrialResult
@@ -31,9 +31,6 @@ _FREE_KEYS = (
     "name", "models", "trials", "output.", "engine.", "training.device", "training.report_to",
     "evaluation.batch_size",
 )  # fmt: skip
-
-
-_LATER = {".".join(path): value for path, value in LATER_KEYS.items()}
 
 
 @dataclass(frozen=True)
@@ -147,8 +144,8 @@ class RunFolder:
                 " --fresh moves the folder aside, --output DIR takes another"
             )
         now = yaml.safe_load(config.to_yaml())
+        earlier.fill(before)
         old, new = flat(before), flat(now)
-        old = {**{key: value for key, value in _LATER.items() if key in new}, **old}
         for settings in (old, new):
             _resolve(settings)
         differing = [

@@ -19,7 +19,7 @@ from tgsent.records import Progress
 from tgsent.store import other_results, read_object
 
 _TOLD = 10**9
-"""Bytes from which hashing takes long enough to be told of."""
+"""File size in bytes above which hashing is announced."""
 
 
 def recorded(specs: Iterable[TrialSpec], progress: Progress) -> list[TrialSpec]:
@@ -64,8 +64,8 @@ def _of_results(folder: Path, name: str) -> str | None:
 
 def _of_model(model: str, progress: Progress) -> str:
     """Hash the weights of a local model: as `sha256sum` does one file, or its lines for several."""
-    files = hub.local_weights(model)
     try:
+        files = hub.local_weights(model)
         hashes = [(_of_file(file, progress), file.name) for file in files]
     except OSError:  # what is wrong with it is told when it is loaded
         return ""

@@ -94,7 +94,9 @@ def token_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 def cache_argument(model: PreTrainedModel) -> str:
     """Give the name by which the model's forward takes its cache: transformers 5.24 renamed it."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    accepted = inspect.signature(model.forward).parameters
+    names = ("cache", "past_key_values", "cache_params")  # the last: Mamba's, before 5.24
+    return next((name for name in names if name in accepted), "past_key_values")
 
 
 def sum_of_chosen(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -101,12 +101,15 @@ def _target_modules(model: PreTrainedModel, lora: LoraConfig) -> list[str] | Non
 def _linear_layers(model: PreTrainedModel) -> list[str]:
     """Return the names of all linear layers but the output head.
 
-    The output projection of a Mamba layer is left out: its kernels read the weight alone, and would
+    Three projections of a Mamba layer are left out: its kernels read their weights alone, and would
     pass by an adapter.
     """
     head = model.get_output_embeddings()
     fused = {
-        f"{name}.out_proj" for name, module in model.named_modules() if hasattr(module, "conv1d")
+        f"{name}.{projection}"
+        for name, module in model.named_modules()
+        if hasattr(module, "conv1d")
+        for projection in ("x_proj", "dt_proj", "out_proj")
     }
     return [
         name
