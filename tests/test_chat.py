@@ -112,6 +112,11 @@ def test_a_chat_trains_is_saved_and_answers(folder: Path, tmp_path: Path) -> Non
     assert [p.generated for p in found] == [p.generated for p in result.predictions]
 
 
+def test_a_tiny_model_has_no_template() -> None:
+    with pytest.raises(ConfigError, match=r"prompt\.template: a tiny model has no chat template"):
+        models.check(tiny_spec(prompt=PromptConfig(template="chat")))
+
+
 def test_a_tokenizer_without_a_template_is_refused(tmp_path: Path) -> None:
     spec = chat_spec(make_folder(GPT2, tmp_path))
     with pytest.raises(ConfigError, match=r"prompt\.template: .* has no chat template"):

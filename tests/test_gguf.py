@@ -262,7 +262,7 @@ def test_a_damaged_file_ends_the_command_before_anything_is_written(
     done = cli("run", "-m", str(file), *SMALL)
     assert done.returncode == 3
     assert "cannot be loaded" in done.stderr
-    assert len(done.stderr.splitlines()) == 3  # what it does, what is wrong, what to do
+    assert len(done.stderr.splitlines()) == 4  # what it does, what is wrong, why, what to do
     assert not (tmp_path / "runs").exists()
 
 

@@ -87,9 +87,20 @@ def pretrained(model: Path | str) -> TrialSpec:
 # -------------------------------------------------------------------------------------- the hash
 
 
-def test_one_file_has_the_hash_that_sha256sum_gives(model: Path) -> None:
-    content = (model / "model.safetensors").read_bytes()
-    assert signed(pretrained(model)) == hashlib.sha256(content).hexdigest()
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"]
+)
+def test_every_file_that_a_score_depends_on_counts(name: str, model: Path) -> None:
+    before = signed(pretrained(model))
+    with (model / name).open("ab") as opened:
+        opened.write(b" ")
+    assert signed(pretrained(model)) not in {before, ""}
+
+
+def test_a_readme_does_not_count(model: Path) -> None:
+    before = signed(pretrained(model))
+    (model / "README.md").write_text("# Mine\n")
+    assert signed(pretrained(model)) == before
 
 
 def test_every_shard_counts(model: Path) -> None:
@@ -155,23 +166,27 @@ def count_hashing(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return hashed
 
 
+def weights_of(hashed: list[str]) -> list[str]:
+    return [name for name in hashed if name.endswith(".safetensors")]
+
+
 def test_a_file_is_hashed_once_and_again_when_it_changed(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed, file = count_hashing(monkeypatch), model / "model.safetensors"
     first = signed(pretrained(model))
     assert signed(pretrained(model)) == first
-    assert len(hashed) == 1
+    assert len(weights_of(hashed)) == 1
     about = file.stat()
     os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns + 1))
     assert signed(pretrained(model)) == first
-    assert len(hashed) == 2
+    assert len(weights_of(hashed)) == 2
     about = file.stat()
     with file.open("ab") as opened:
         opened.write(b" ")
     os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))
     assert signed(pretrained(model)) != first
-    assert len(hashed) == 3
+    assert len(weights_of(hashed)) == 3
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"sha256": 7}', "\x00"])
@@ -179,7 +194,7 @@ def test_a_damaged_entry_of_the_cache_is_not_believed(
     content: str, model: Path, tmp_path: Path
 ) -> None:
     first = signed(pretrained(model))
-    (entry,) = (tmp_path / "cache/weights").iterdir()
+    entry, *_ = (tmp_path / "cache/weights").iterdir()
     entry.write_text(content)
     assert signed(pretrained(model)) == first
 
@@ -201,7 +216,7 @@ def test_a_run_remembers_its_weights_and_goes_on_with_them(
     hashed = count_hashing(monkeypatch)
     config = config_of(str(model), tmp_path, "output.save_model=first")
     run(config)
-    sha256 = hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
+    sha256 = signed(pretrained(model))
     metrics = metrics_of(config)
     assert metrics["weights_sha256"] == sha256
     assert f"|weights:{sha256[:12]}|" in metrics["signature"]
@@ -210,10 +225,9 @@ def test_a_run_remembers_its_weights_and_goes_on_with_them(
     assert run(config_of(str(model), tmp_path, "output.save_model=first"))[0] == (
         "already finished: 1 of 1 trials"
     )
-    weights_files = [name for name in hashed if name.endswith(".safetensors")]
-    assert len(weights_files) == 1
+    assert len(weights_of(hashed)) == 1
     predict.load(runs.read(config.folder), None, None)
-    assert [name for name in hashed if name.endswith(".safetensors")] == weights_files
+    assert len(weights_of(hashed)) == 1
 
 
 def test_other_weights_are_refused_and_a_fresh_start_signs_them(
@@ -225,7 +239,7 @@ def test_other_weights_are_refused_and_a_fresh_start_signs_them(
     save_model(model, seed=2)
     with pytest.raises(RunFolderError) as caught:
         run(config)
-    sha256 = hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
+    sha256 = signed(pretrained(model))
     lines = str(caught.value).splitlines()
     assert lines[0] == (
         f"{config.folder}: holds results of mine trained from other weights: their SHA-256 was"

@@ -128,7 +128,7 @@ def _worded(name: str) -> Iterator[None]:
         known = isinstance(error, OSError | ImportError) or type(error) is ValueError
         reason = text if known and text else f"{type(error).__name__}: {text}"
         raise UnavailableError(
-            f"{name}: this GGUF file cannot be loaded: {reason}\n"
-            "it is damaged, or of a kind that transformers cannot read; put a good copy there, or"
-            " name a folder with the model as safetensors"
+            f"{name}: this GGUF file cannot be loaded: it is damaged, or transformers does not"
+            f" read its kind\n{reason}\n"
+            "put a good copy there, or name a folder with the model as safetensors"
         ) from error

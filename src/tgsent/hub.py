@@ -80,8 +80,11 @@ def fetch(model: str, *, weights: bool, progress: Progress | None = None) -> Sna
     return _fetched[model, weights]
 
 
-def local_weights(model: str) -> list[Path]:
-    """Name the files of a local model's weights; none of a model of the Hub, or one not there."""
+def local_files(model: str) -> list[Path]:
+    """Return a local model's files: weights, configuration, tokenizer and chat template.
+
+    There are none of a model of the Hub, nor of one that is not there or lacks its weights.
+    """
     try:
         if (file := _named_gguf(model)) is not None:
             return [file]
@@ -90,7 +93,9 @@ def local_weights(model: str) -> list[Path]:
         return []
     if folder is None:
         return []
-    return [folder / name for name in weight_files([path.name for path in folder.iterdir()])]
+    names = sorted(path.name for path in folder.iterdir())
+    weights = weight_files(names)
+    return [folder / name for name in (*weights, *_small_files(names))] if weights else []
 
 
 _fetched: dict[tuple[str, bool], Snapshot] = {}

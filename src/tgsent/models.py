@@ -111,6 +111,8 @@ def check(spec: TrialSpec, *, here: bool = True) -> tuple[str, ...]:
     check_backend(spec)
     if spec.training.init == "tiny":
         tiny.architecture(spec.model, _model_type(spec.model), spec.training.max_tokens)
+        if spec.prompt.template == "chat":
+            raise ConfigError("prompt.template: a tiny model has no chat template; take `plain`")
         return ()
     loaded = describe(spec, ())
     prompt_encoder(loaded, spec)

@@ -1,4 +1,4 @@
-"""Which weights a trial starts from: the hash of a local model's files, worked out once."""
+"""Which local model a trial starts from: the hash of its files, computed once."""
 
 from __future__ import annotations
 
@@ -63,9 +63,12 @@ def _of_results(folder: Path, name: str) -> str | None:
 
 
 def _of_model(model: str, progress: Progress) -> str:
-    """Hash the weights of a local model: as `sha256sum` does one file, or its lines for several."""
+    """Hash a local model as `sha256sum` hashes one file, or its lines for several.
+
+    A score depends on configuration, tokenizer and chat template as well as on the weights.
+    """
     try:
-        files = hub.local_weights(model)
+        files = hub.local_files(model)
         hashes = [(_of_file(file, progress), file.name) for file in files]
     except OSError:  # what is wrong with it is told when it is loaded
         return ""

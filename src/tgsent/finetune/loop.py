@@ -205,9 +205,10 @@ def train(
                     at.seconds = time.perf_counter() - started
                     _between_steps(at, state, checkpoints, title, total_steps)
             speed = ahead / (time.perf_counter() - epoch_started)
+            shown = f"{speed:.0f}" if speed >= 10 else f"{speed:.1f}"
             progress.line(
                 f"{title}: epoch {epoch}/{training.epochs}, mean loss"
-                f" {at.epoch_loss / steps_per_epoch:.4f}, {speed:.0f} examples/s"
+                f" {at.epoch_loss / steps_per_epoch:.4f}, {shown} examples/s"
             )
             if not _is_finite(model):
                 raise _diverged("some weights are not finite", title, at.step, total_steps)
