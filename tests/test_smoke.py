@@ -33,7 +33,7 @@ main()
 
 
 def test_training_begins_soon(tmp_path: Path) -> None:
-    """From the first line of Python to the end of the first step; on two quiet cores 5 s."""
+    """From the first line of Python to the end of the first step; 5 to 10 s on two quiet cores."""
     seconds = []
     for _ in range(2):
         done = subprocess.run(
@@ -43,7 +43,7 @@ def test_training_begins_soon(tmp_path: Path) -> None:
         )  # fmt: skip
         assert done.returncode == 130, done.stderr
         seconds.append(float(done.stdout))
-    assert min(seconds) < 9
+    assert min(seconds) < 18
 
 
 def test_smoke_run_learns_with_every_family_in_time(cli):
@@ -57,7 +57,7 @@ def test_smoke_run_learns_with_every_family_in_time(cli):
         assert [trial["trial"] for trial in model["trials"]] == [1, 2]
         assert model["macro_f1"]["mean"] >= 0.80, model["model"]
         assert [trial["unparsed"] for trial in model["trials"]] == [0, 0]
-    assert seconds < 90  # 41 to 50 on two quiet cores
+    assert seconds < 160  # 41 to 92 on two quiet cores, as the processor is
     # what docs/example shows is what the shipped code and texts give, but for last digits
     shown = {m["model"]: m for m in json.loads(EXAMPLE.read_bytes())["models"]}
     for model in models:
