@@ -102,7 +102,7 @@ class Cli(Protocol):
         *args: str,
         cwd: Path | None = None,
         env: dict[str, str] | None = None,
-        timeout: float = 240,
+        timeout: float = 600,
     ) -> subprocess.CompletedProcess[str]: ...
 
 
@@ -125,7 +125,7 @@ def cli(tmp_path: Path) -> Cli:
         *args: str,
         cwd: Path | None = None,
         env: dict[str, str] | None = None,
-        timeout: float = 240,
+        timeout: float = 600,
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "tgsent", *args],

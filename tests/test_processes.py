@@ -36,7 +36,7 @@ def place(tmp_path: Path) -> Path:
 def alone(place: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *COMMAND, *more], cwd=place, env=environment({}),
-        capture_output=True, text=True, timeout=240,
+        capture_output=True, text=True, timeout=900,
     )  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def environment(more: dict[str, str]) -> dict[str, str]:
 
 def ends(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
     """Exit code, output and errors of each."""
-    told = [process.communicate(timeout=240) for process in processes]
+    told = [process.communicate(timeout=900) for process in processes]
     return [(p.returncode, *said) for p, said in zip(processes, told, strict=True)]
 
 
@@ -118,7 +118,7 @@ def test_launchers_start_them(place: Path, launcher: tuple[str, ...]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", *launcher, *where, *COMMAND, "--set", "models=[t5, tfidf]",
          "--set", "trials=2", "--set", "training.report_to=[tensorboard]", "--json"],
-        cwd=place, env=environment({}), capture_output=True, text=True, timeout=240,
+        cwd=place, env=environment({}), capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     neural, fitted = json.loads(done.stdout)["models"]

@@ -104,7 +104,7 @@ def test_a_cluster_does_what_one_process_does(place: Path, cluster: Cluster) -> 
     there = start(place, cluster, *kept, "--set", "name=there")
     here = start(place, cluster, *kept, "--set", "name=here", engine="local")
     for process in (there, here):
-        _, told = process.communicate(timeout=240)
+        _, told = process.communicate(timeout=900)
         assert process.returncode == 0, told
     ours, theirs = lasting(place / "runs/here"), lasting(place / "runs/there")
     assert ours == theirs
@@ -124,7 +124,7 @@ def test_a_node_that_dies_costs_no_trial(place: Path, cluster: Cluster) -> None:
     wait_for(lambda: is_at_work(node), "no trial was given to the third node")
     time.sleep(2)  # into the training
     cluster.remove_node(node, allow_graceful=False)
-    _, told = process.communicate(timeout=240)
+    _, told = process.communicate(timeout=900)
     assert process.returncode == 0, told
     assert "its process or machine died; it is run again (" in told
     found = results(place / "runs/default")
@@ -143,7 +143,7 @@ def test_a_driver_that_dies_is_started_again_and_does_the_rest(
     done = {path: path.stat().st_mtime_ns for path in first.glob("gpt2/*/metrics.json")}
     assert len(done) < 3
     again = start(place, cluster, *LONG)
-    _, told = again.communicate(timeout=240)
+    _, told = again.communicate(timeout=900)
     assert again.returncode == 0, told
     assert f"already finished: {len(done)} of 3 trials" in told
     assert {path: path.stat().st_mtime_ns for path in done} == done
@@ -170,7 +170,7 @@ def test_a_machine_without_the_package_or_the_model_fails_the_trial(
             "--set", "models=[{model: ./model, training: {init: pretrained, max_tokens: 64}}]",
         )  # fmt: skip
         process = start(place, cluster, *settings, "--set", "trials=1", "--fresh")
-        _, told = process.communicate(timeout=240)
+        _, told = process.communicate(timeout=900)
         assert process.returncode == 1, told
         (failure,) = results(place / "runs/default")["models"][0]["failed"]
         assert reason in failure["reason"]
@@ -206,7 +206,7 @@ def test_a_cluster_that_is_not_there_is_told(place: Path) -> None:
     process = subprocess.run(
         [sys.executable, "-m", "tgsent", "run", *SETTINGS, "--engine", "ray"],
         cwd=place, env=cli_environment({"RAY_ADDRESS": "127.0.0.1:1"}),
-        capture_output=True, text=True, timeout=200,
+        capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert process.returncode == 3
     assert "cannot reach the Ray cluster at RAY_ADDRESS=127.0.0.1:1" in process.stderr
@@ -215,7 +215,7 @@ def test_a_cluster_that_is_not_there_is_told(place: Path) -> None:
 
 def test_a_trial_that_no_machine_has_room_for_is_refused(place: Path, cluster: Cluster) -> None:
     process = start(place, cluster, "--set", "engine.gpus_per_trial=8")
-    _, told = process.communicate(timeout=100)
+    _, told = process.communicate(timeout=300)
     assert process.returncode == 3
     assert "a trial takes 1 CPUs and 8 GPUs, and no machine of the cluster has as many" in told
 
