@@ -127,7 +127,7 @@ def test_launchers_start_them(place: Path, launcher: tuple[str, ...]) -> None:
 
 
 def wait_for_a_checkpoint(place: Path) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 480
     while not list(place.glob("runs/*/gpt2/trial-1/checkpoint/*.safetensors")):
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -190,7 +190,7 @@ def is_at_work(node: Any) -> bool:
 
 
 def wait_for(condition: Any, otherwise: str) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 360
     while not condition():
         assert time.monotonic() < deadline, otherwise
         time.sleep(0.1)
