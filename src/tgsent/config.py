@@ -752,7 +752,7 @@ class TrialSpec(Section):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Give all settings that can change the score, as plain values."""
+        """Return all settings that can change the score, as plain values."""
         settings = self.model_dump(
             mode="json",
             exclude={
@@ -771,18 +771,18 @@ class TrialSpec(Section):
         return _without_later_keys(settings)
 
     def with_weights(self, sha256: str) -> TrialSpec:
-        """Give the same recipe, to start from weights of this hash."""
+        """Return the same recipe, starting from weights with this hash."""
         values = {name: getattr(self, name) for name in type(self).model_fields}
         return type(self).model_validate({**values, "weights": sha256})
 
     @property
     def starts_from_weights(self) -> bool:
-        """Tell a model that is given weights from one that starts from nothing."""
+        """Check whether the model starts from given weights."""
         return self.training.init == "pretrained" and not self.is_baseline
 
     @property
     def calibration(self) -> Literal["none", "contextual"]:
-        """Give `evaluation.calibration` as it is for this trial."""
+        """Return `evaluation.calibration` as resolved for this trial."""
         if self.is_baseline:
             return "none"
         evaluation = self.evaluation

@@ -111,7 +111,7 @@ def _allowed(
 def label_prior(
     loaded: LoadedModel, encoder: PromptEncoder, spec: TrialSpec
 ) -> tuple[float, ...] | None:
-    """Give the mean probability of each label over texts without content; None if not wanted."""
+    """Return the mean probability of each label over content-free texts; None without calibration."""
     if spec.calibration == "none":
         return None
     counts = encoder.truncated, encoder.truncated_tokens
@@ -152,7 +152,7 @@ def _score(
 def _log_likelihoods(
     loaded: LoadedModel, encoder: PromptEncoder, prompts: Sequence[Prompt], spec: TrialSpec
 ) -> Tensor:
-    """Give the log-likelihood of each label's target after each prompt: (B, labels)."""
+    """Compute the log-likelihood of each label's target after each prompt: (B, labels)."""
     batch = _to_device(loaded.family.prompt_batch(prompts, loaded.ids), loaded)
     targets = [encoder.targets[label] for label in spec.labels]
     return loaded.family.log_likelihoods(loaded.model, batch, targets, loaded.ids).double()

@@ -384,7 +384,7 @@ def _commits(
 def _weights(
     finished: dict[tuple[str, int], dict[str, Any]], specs: Sequence[TrialSpec]
 ) -> dict[str, str]:
-    """Give the hash of every local model's weights, of one that is gone by its finished trials."""
+    """Return the hash of every local model, taken from finished trials where the model is gone."""
     hashes = {name: metrics.get("weights_sha256") for (name, _), metrics in finished.items()}
     hashes |= {spec.name: spec.weights for spec in specs if spec.weights}
     return {name: sha256 for name, sha256 in hashes.items() if sha256}

@@ -32,7 +32,7 @@ class Legibility:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Say what the model cannot see, in one sentence at most."""
+        """Return at most one sentence on what the model cannot read."""
         parts = []
         if self.unknown_share > _MOST_UNKNOWN:
             share = f"{100 * self.unknown_share:.0f} %"

@@ -32,7 +32,7 @@ def make(
     weights: Mapping[str, str],
     command: Sequence[str],
 ) -> dict[str, Any]:
-    """Say what was run, on what, where and when.
+    """Describe what was run, on what, where and when.
 
     `commits` and `weights` name, by model, those of the Hub and the hashes of local ones.
     """

@@ -243,7 +243,7 @@ def to_text(plan: dict[str, Any], config_yaml: str) -> str:
 
 
 def _illegible(model: dict[str, Any]) -> list[str]:
-    """Say what of the texts the model cannot see."""
+    """Report notes, unknown tokens and warnings on a model's texts."""
     lines = [f"  note             {note}" for note in model["notes"]]
     lines += [f"  warning          {warning}" for warning in model["warnings"]]
     if share := model["unknown_share"]:
@@ -254,7 +254,7 @@ def _illegible(model: dict[str, Any]) -> list[str]:
 
 
 def _recipe(model: dict[str, Any]) -> str:
-    """Say what `auto` became, beside the learning rate."""
+    """Report what `auto` became, beside the learning rate."""
     norm = model["max_grad_norm"]
     return (
         f"{model['warmup_steps']} warm-up steps,"

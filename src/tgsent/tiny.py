@@ -28,7 +28,7 @@ _LONGEST_PIECE = 16
 
 
 def architecture(model: str, model_type: str, positions: int) -> PreTrainedConfig:
-    """Give a small architecture of the model's family.
+    """Return a small architecture of the model's family.
 
     GPT-Neo and T5 do not scale their attention scores; many small heads are to keep those of an
     untrained model from saturating. Most sizes were chosen by the scores on the very test splits

@@ -130,7 +130,7 @@ def _through_our_loop(
 
 
 def _illegible(loaded: LoadedModel, encoder: PromptEncoder, split: Split) -> tuple[str, ...]:
-    """Say what of the texts, training and test, the model cannot see."""
+    """Return warnings on training and test texts that the model cannot read."""
     texts = [example.text for example in (*split.train, *split.tested)]
     return legibility.measure(loaded, encoder, texts).warnings
 
@@ -237,7 +237,7 @@ def _by_label(spec: TrialSpec, numbers: Sequence[float] | None) -> dict[str, flo
 
 
 def _resolved(spec: TrialSpec, outcome: Outcome) -> dict[str, Any]:
-    """Give what `auto` became, beside learning rate and precision."""
+    """Return what `auto` became, beside learning rate and precision."""
     if spec.is_baseline:
         return {}
     return {
