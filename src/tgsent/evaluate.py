@@ -111,7 +111,7 @@ def _allowed(
 def label_prior(
     loaded: LoadedModel, encoder: PromptEncoder, spec: TrialSpec
 ) -> tuple[float, ...] | None:
-    """Return the mean probability of each label over content-free texts; None without calibration."""
+    """Return each label's mean probability over content-free texts; None without calibration."""
     if spec.calibration == "none":
         return None
     counts = encoder.truncated, encoder.truncated_tokens
