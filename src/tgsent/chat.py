@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from tgsent.errors import ConfigError
+from tgsent.errors import ConfigError, reason
 from tgsent.tokens import special_ids
 
 _TURN = "TGSENT-TURN-{}"
@@ -69,7 +69,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, model: str, turns: int) -> str:
             )
         )
     except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise _unusable(model, f"cannot be rendered ({' '.join(str(error).split())})") from error
+        raise _unusable(model, f"cannot be rendered ({reason(error)})") from error
 
 
 def _first_special(tokenizer: PreTrainedTokenizerBase, model: str, text: str) -> str:

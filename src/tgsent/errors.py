@@ -17,6 +17,16 @@ A message says what is wrong, where, and what to do, in one to three lines.
 from __future__ import annotations
 
 
+def reason(error: BaseException) -> str:
+    """Return what a library's exception says, in one line of at most 300 characters.
+
+    The class comes first where the text alone says little: `KeyError: 'hidden_size'`.
+    """
+    text = " ".join(str(error).split())[:300]
+    worded = isinstance(error, OSError | ImportError) or type(error) is ValueError
+    return text if worded and text else f"{type(error).__name__}: {text}"
+
+
 class TgsentError(Exception):
     """Base of all errors that a user may see without a traceback."""
 

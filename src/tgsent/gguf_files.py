@@ -7,13 +7,13 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tgsent.cache import cache_folder
-from tgsent.errors import TgsentError, UnavailableError
+from tgsent.errors import TgsentError, UnavailableError, reason
 from tgsent.files import explained, show_size
 from tgsent.records import Progress
 
@@ -87,11 +87,9 @@ def _read(name: str, file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
             output_loading_info=True,
             quantization_config=config_class(dequantize=True) if config_class else None,
         )
-    wrong = [f"{key} is missing" for key in sorted(found["missing_keys"])]
-    wrong += [f"{key[0]} has another shape" for key in sorted(found["mismatched_keys"])]
-    if wrong:
+    if wrong := misfits(found):
         raise UnavailableError(
-            f"{name}: the weights in this GGUF file are not those of its architecture: {wrong[0]};"
+            f"{name}: the weights in this GGUF file are not those of its architecture: {wrong};"
             " put a good copy there"
         )
     # built anew, as the library refuses to save a model that came from a GGUF file
@@ -103,6 +101,17 @@ def _read(name: str, file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     model.tie_weights()
     model.config.name_or_path = tokenizer.name_or_path = ""
     return model, tokenizer
+
+
+def misfits(found: Mapping[str, Any]) -> str:
+    """Return what the library's loading report names as missing or misshapen; empty if nothing.
+
+    The library itself only warns, and leaves random weights in their place.
+    """
+    wrong = [f"{key} is missing" for key in sorted(found["missing_keys"])]
+    wrong += [f"{key[0]} has another shape" for key in sorted(found["mismatched_keys"])]
+    more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+    return f"{wrong[0]}{more}" if wrong else ""
 
 
 @contextlib.contextmanager
@@ -124,11 +133,8 @@ def _worded(name: str) -> Iterator[None]:
     except (TgsentError, MemoryError):
         raise
     except Exception as error:  # of a damaged file, nearly any: KeyError, struct.error, ...
-        text = " ".join(str(error).split())[:300]
-        known = isinstance(error, OSError | ImportError) or type(error) is ValueError
-        reason = text if known and text else f"{type(error).__name__}: {text}"
         raise UnavailableError(
             f"{name}: this GGUF file cannot be loaded: it is damaged, or transformers does not"
-            f" read its kind\n{reason}\n"
+            f" read its kind\n{reason(error)}\n"
             "put a good copy there, or name a folder with the model as safetensors"
         ) from error

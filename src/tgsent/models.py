@@ -27,9 +27,10 @@ from transformers import (
 from tgsent import chat, environment, hub, memory, tiny
 from tgsent.aliases import ALIASES, alias_of
 from tgsent.config import TrainingConfig, TrialSpec
-from tgsent.errors import ConfigError, TgsentError, UnavailableError
+from tgsent.errors import ConfigError, TgsentError, UnavailableError, reason
 from tgsent.finetune import causal, loop, seq2seq, trackers, trainable
 from tgsent.finetune.family import Batch, Counted, Family, SpecialIds
+from tgsent.gguf_files import misfits
 from tgsent.prompts import PromptEncoder, encode_markup, parse
 from tgsent.records import Encoded, Example
 from tgsent.tokens import special_ids
@@ -267,7 +268,7 @@ def _from_folder(name: str, folder: Path, load_from: Callable[[Path], _T]) -> _T
         if memory.is_out_of_memory(error):
             raise
         raise UnavailableError(
-            f"the model {name} cannot be loaded from {folder}: {_one_line(error)}\n"
+            f"the model {name} cannot be loaded from {folder}: {reason(error)}\n"
             "name another model or folder, or try `tgsent run -c smoke`, which needs neither"
         ) from error
 
@@ -280,13 +281,9 @@ def _build(name: str, auto: Any, config: PreTrainedConfig) -> PreTrainedModel:
         if memory.is_out_of_memory(error):
             raise
         raise ConfigError(
-            f"{name}: no model can be built from its config.json: {_one_line(error)}"
+            f"{name}: no model can be built from its config.json: {reason(error)}"
         ) from error
     return model
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def _config(name: str, folder: Path) -> PreTrainedConfig:
@@ -317,10 +314,7 @@ def _tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _all_of_the_weights(name: str, folder: Path, auto: Any) -> PreTrainedModel:
-    """Load weights; raise UnavailableError where some are missing or of another shape.
-
-    The library would only warn, and train on with random ones in their place.
-    """
+    """Load weights; raise UnavailableError where some are missing or of another shape."""
     model: PreTrainedModel
     model, found = _from_folder(
         name,
@@ -334,12 +328,9 @@ def _all_of_the_weights(name: str, folder: Path, auto: Any) -> PreTrainedModel:
             output_loading_info=True,
         ),
     )
-    wrong = [f"{key} is missing" for key in sorted(found["missing_keys"])]
-    wrong += [f"{key[0]} has another shape" for key in sorted(found["mismatched_keys"])]
-    if wrong:
-        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+    if wrong := misfits(found):
         raise UnavailableError(
-            f"{name}: the weights in {folder} do not fit its config.json: {wrong[0]}{more};"
+            f"{name}: the weights in {folder} do not fit its config.json: {wrong};"
             " put the files that belong together there, or name another model"
         )
     return model

@@ -100,10 +100,10 @@ def _follow(
         cache.crop(-follow.shape[1])
         return logits
     cache, read = copy.deepcopy(cache), []
+    # where no layer attends to what was before, the mask is that of the token alone
+    attends = any(isinstance(layer, DynamicLayer) for layer in cache.layers)
     for k in range(follow.shape[1]):
         column = slice(k, k + 1)
-        # where no layer attends to what was before, the mask is that of the token alone
-        attends = any(isinstance(layer, DynamicLayer) for layer in cache.layers)
         seen = mask[:, : mask.shape[1] - follow.shape[1] + k + 1] if attends else mask[:, -1:]
         read.append(_read(model, follow[:, column], seen, positions[:, column], cache))
     return torch.cat(read, dim=1)
