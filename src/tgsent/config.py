@@ -32,7 +32,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from tgsent import yaml_source
+from tgsent import earlier, yaml_source
 from tgsent.aliases import ALIASES, BASELINES, alias_of
 from tgsent.errors import ConfigError
 from tgsent.yaml_source import Source
@@ -705,28 +705,6 @@ class RunConfig(Section):
         return yaml_source.dump(self.dump())
 
 
-LATER_KEYS: dict[tuple[str, ...], Any] = {
-    ("prompt", "words"): None,
-    ("prompt", "template"): "plain",
-    ("training", "lora", "target"): "attention",
-    ("evaluation", "calibration"): "none",
-}
-"""Keys that run folders of earlier versions lack, each with the value that does what those versions
-did. At that value a key is in no fingerprint or signature, so that old trials keep theirs."""
-
-
-def _without_later_keys(settings: dict[str, Any]) -> dict[str, Any]:
-    """Remove, in place, the keys that do what versions without them did."""
-    for path, value in LATER_KEYS.items():
-        *sections, key = path
-        holder: Any = settings
-        for section in sections:
-            holder = holder.get(section) if isinstance(holder, dict) else None
-        if isinstance(holder, dict) and key in holder and holder[key] == value:
-            del holder[key]
-    return settings
-
-
 class TrialSpec(Section):
     """The recipe of one trial of one model: all, beside the split, that its result depends on."""
 
@@ -768,10 +746,12 @@ class TrialSpec(Section):
         if not self.weights:  # as run folders of earlier versions, and all others, have it
             del settings["weights"]
         settings["evaluation"]["calibration"] = self.calibration
-        return _without_later_keys(settings)
+        earlier.leave_out(settings)
+        return settings
 
     def with_weights(self, sha256: str) -> TrialSpec:
         """Return the same recipe, starting from weights with this hash."""
+        # not `model_copy`, which would keep the fingerprint that is cached
         values = {name: getattr(self, name) for name in type(self).model_fields}
         return type(self).model_validate({**values, "weights": sha256})
 

@@ -69,9 +69,19 @@ def encode_markup(encode_texts: EncodeTexts, markup: str) -> tuple[int, ...]:
     """Encode what stands around texts, special tokens and all, as a continuation."""
     if not markup:
         return ()
-    first, both = encode_texts([_ANY_TEXT, _ANY_TEXT + markup])
-    split = both[: len(first)] == first
-    return tuple(both[len(first) :] if split else encode_texts([markup])[0])
+    (ids,) = _encode_after(encode_texts, _ANY_TEXT, [markup])
+    return tuple(encode_texts([markup])[0] if ids is None else ids)
+
+
+def _encode_after(
+    encode_texts: EncodeTexts, before: str, texts: Sequence[str]
+) -> list[list[int] | None]:
+    """Encode each text as what follows `before`; None where a token reaches over the border."""
+    if not before:
+        return [*encode_texts(list(texts))]
+    first, *both = encode_texts([before, *(before + text for text in texts)])
+    start = len(first)
+    return [ids[start:] if ids[:start] == first else None for ids in both]
 
 
 @dataclass
@@ -115,10 +125,14 @@ class PromptEncoder:
 
     def __post_init__(self) -> None:
         self._head, tail = self.prompt.input.split("{text}")
-        self.tail_ids = tuple(self._encode_after(_ANY_TEXT, tail)) if tail else ()
-        before = self.stop or tail or self._head or _ANY_TEXT
+        (tail_ids,) = self._encode(_ANY_TEXT, [tail]) if tail else [[]]
+        self.tail_ids = tuple(tail_ids)
+        # the decoder of a seq2seq model begins with the target
+        before = (self.stop or tail or self._head or _ANY_TEXT) if self.target_counts else ""
+        targets = [render_target(self.prompt, label) for label in self.labels]
         self.targets: dict[str, tuple[int, ...]] = {
-            label: (*self._encode_target(before, label), self.end_id) for label in self.labels
+            label: (*ids, self.end_id)
+            for label, ids in zip(self.labels, self._encode(before, targets), strict=True)
         }
         around = len(self.start_ids) + len(self.tail_ids) + len(self.stop_ids)
         if self.target_counts:
@@ -133,20 +147,11 @@ class PromptEncoder:
 
     def encode_prompts(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Encode the prompt of each text; memory grows with the result alone."""
-        prompts: list[tuple[int, ...]] = []
-        for start in range(0, len(texts), _TEXTS_AT_ONCE):
-            some = [self._head + text for text in texts[start : start + _TEXTS_AT_ONCE]]
-            prompts += map(self._prompt, self._encode_bodies(some))
-        return prompts
+        return list(map(self._prompt, self._encode(self.start, texts, self._head)))
 
-    def _encode_bodies(self, bodies: list[str]) -> Iterator[list[int]]:
-        """Encode head and text together, as what follows the start."""
-        (before,) = self.encode_texts([self.start]) if self.start else [[]]
-        encoded = self.encode_texts([self.start + body for body in bodies])
-        for body, ids in zip(bodies, encoded, strict=True):
-            own = ids[len(before) :]
-            split = ids[: len(before)] == before and not self._special_in(own)
-            yield own if split else self._encode_data(body)
+    def encode_bare(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        """Encode texts by themselves: nothing around them, nothing truncated, nothing counted."""
+        return self._encode("", texts)
 
     def _prompt(self, body: list[int]) -> tuple[int, ...]:
         if (lost := len(body) - self.room) > 0:
@@ -156,13 +161,6 @@ class PromptEncoder:
         # equal numbers are one object, of 28 bytes: else they would be most of what a prompt takes
         return tuple(map(self._numbers.setdefault, prompt, prompt))
 
-    def encode_bare(self, texts: Sequence[str]) -> Iterator[list[int]]:
-        """Encode texts by themselves: nothing around them, nothing cut, nothing counted."""
-        for start in range(0, len(texts), _TEXTS_AT_ONCE):
-            some = list(texts[start : start + _TEXTS_AT_ONCE])
-            for text, ids in zip(some, self.encode_texts(some), strict=True):
-                yield self._encode_data(text) if self._special_in(ids) else ids
-
     def encode_examples(self, examples: Sequence[Example]) -> list[Encoded]:
         """Encode prompt and target of each example."""
         prompts = self.encode_prompts([example.text for example in examples])
@@ -171,18 +169,12 @@ class PromptEncoder:
             for prompt, example in zip(prompts, examples, strict=True)
         ]
 
-    def _encode_target(self, before: str, label: str) -> list[int]:
-        target = render_target(self.prompt, label)
-        follows = self.target_counts  # the decoder of a seq2seq model begins with it
-        return self._encode_after(before, target) if follows else self._encode_data(target)
-
-    def _encode_after(self, before: str, text: str) -> list[int]:
-        """Encode a text as what follows another."""
-        first, both = self.encode_texts([before, before + text])
-        own = both[len(first) :]
-        if both[: len(first)] != first or self._special_in(own):
-            return self._encode_data(text)  # a token may reach over the border
-        return own
+    def _encode(self, before: str, texts: Sequence[str], head: str = "") -> Iterator[list[int]]:
+        """Encode `head` and each text as what follows `before`, without any special token."""
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            some = [head + text for text in texts[start : start + _TEXTS_AT_ONCE]]
+            for text, ids in zip(some, _encode_after(self.encode_texts, before, some), strict=True):
+                yield self._encode_data(text) if ids is None or self._special_in(ids) else ids
 
     def _encode_data(self, text: str) -> list[int]:
         """Encode a text none of whose parts may become a special token.
