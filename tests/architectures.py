@@ -117,9 +117,9 @@ ARCHITECTURES = (
     Architecture("roberta", "RoBERTa, XLM-R", "bytes with <s>", refused="sees the label"),
     Architecture("electra", "ELECTRA", "bytes with <s>", {
         **_SMALL, "embedding_size": _WIDTH}, "sees the label"),
-    Architecture("modernbert", "ModernBERT", "bytes with <s>", refused="no language model"),
+    Architecture("modernbert", "ModernBERT", "bytes with <s>", refused="does not generate text"),
     Architecture("mistral3", "Ministral 3", "pieces with line breaks", {
-        "text_config": {"model_type": "ministral3", **_SMALL}}, "no language model"),
+        "text_config": {"model_type": "ministral3", **_SMALL}}, "does not generate text"),
 )  # fmt: skip
 
 

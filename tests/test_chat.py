@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import AddedToken
+from transformers import AutoTokenizer
 
 from architectures import ARCHITECTURES, CHATML, make_folder
 from tgsent import chat, models
@@ -21,6 +22,7 @@ from tiny_models import Silent, examples, tiny_spec
 
 SHOTS = (Example("so bad", "negative"), Example("so good", "positive"))
 (QWEN3,) = (a for a in ARCHITECTURES if a.model_type == "qwen3")
+(T5GEMMA,) = (a for a in ARCHITECTURES if a.model_type == "t5gemma")
 (GPT2,) = (a for a in ARCHITECTURES if a.model_type == "gpt2")
 
 
@@ -115,6 +117,15 @@ def test_a_chat_trains_is_saved_and_answers(folder: Path, tmp_path: Path) -> Non
 def test_a_tiny_model_has_no_template() -> None:
     with pytest.raises(ConfigError, match=r"prompt\.template: a tiny model has no chat template"):
         models.check(tiny_spec(prompt=PromptConfig(template="chat")))
+
+
+def test_a_seq2seq_model_takes_no_chat(tmp_path: Path) -> None:
+    spec = chat_spec(make_folder(T5GEMMA, tmp_path))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.chat_template = CHATML.replace("<|im_end|>", tokenizer.eos_token)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="is a seq2seq model, and `chat` is for causal ones"):
+        models.check(spec)
 
 
 def test_a_tokenizer_without_a_template_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ class Alias:
     model_type: str
     """The architecture, in the words of Hugging Face configurations."""
     gated: bool = False
-    """Whether the Hub gives its files only to those who have accepted its terms."""
+    """Whether the Hub requires users to accept terms first."""
 
 
 ALIASES = {

@@ -1,4 +1,4 @@
-"""What a tokenizer's chat template writes around the turns of a conversation."""
+"""The markup that a tokenizer's chat template puts around the turns of a conversation."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from tgsent.tokens import special_ids
 _TURN = "TGSENT-TURN-{}"
 _TURNS = re.compile(r"TGSENT-TURN-\d+-")
 _DATE = "01 Jan 2026"
-"""For templates that tell the model the date: the prompt is the same on every day."""
+"""For templates that write the date: the prompt is the same every day."""
 _FIXED_DATE = f"{{% macro strftime_now(format) %}}{_DATE}{{% endmacro %}}"
 
 
 @dataclass(frozen=True)
 class Markup:
-    """The strings around the turns of a conversation that ends with a question."""
+    """The strings around the turns of a conversation that ends with a user's turn."""
 
     around: tuple[tuple[str, str], ...]
-    """Before each user's turn, and between it and its answer; the last answer is to be written."""
+    """For each user's turn, the string before it and the string between it and its answer."""
     end: str
     """The token that ends an answer."""
 
@@ -32,13 +32,13 @@ class Markup:
 def markup(tokenizer: PreTrainedTokenizerBase, model: str, answered: int = 0) -> Markup:
     """Read a tokenizer's template for `answered` answered turns and one open turn.
 
-    The template is rendered with turns that are found again in the result, so that texts never pass
-    through it. Thinking is switched off where the template knows how. Raises ConfigError where
-    there is no template, or none of this shape.
+    The template is rendered with placeholder turns, so that texts never pass through it. Thinking
+    is switched off where the template supports it. Raises ConfigError if there is no template, or
+    one that cannot be used.
     """
     if not tokenizer.chat_template:
         raise ConfigError(
-            f"prompt.template: the tokenizer of {model} has no chat template; take `plain`,"
+            f"prompt.template: the tokenizer of {model} has no chat template; use `plain`,"
             " or an instruction-tuned model"
         )
     parts = _TURNS.split(_render(tokenizer, model, 2 * answered + 1))
@@ -52,7 +52,7 @@ def markup(tokenizer: PreTrainedTokenizerBase, model: str, answered: int = 0) ->
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, model: str, turns: int) -> str:
-    """Render turns of user and assistant; after a user's, the beginning of the answer."""
+    """Render turns of user and assistant, and the beginning of an answer after a user's turn."""
     conversation = [
         {"role": ("user", "assistant")[k % 2], "content": _TURN.format(k) + "-"}
         for k in range(turns)
@@ -82,4 +82,4 @@ def _first_special(tokenizer: PreTrainedTokenizerBase, model: str, text: str) ->
 
 
 def _unusable(model: str, why: str) -> ConfigError:
-    return ConfigError(f"prompt.template: the chat template of {model} {why}; take `plain`")
+    return ConfigError(f"prompt.template: the chat template of {model} {why}; use `plain`")

@@ -162,8 +162,8 @@ class PromptConfig(Section):
     themselves, which `data.labels` names for all."""
     template: Literal["plain", "chat"] = "plain"
     """`plain`: the prompt as it is; `chat`: the prompt is a user's turn in the tokenizer's own chat
-    template, and the completion, without white space around it, the assistant's answer, for models
-    tuned to follow instructions. Thinking is switched off where the template knows how."""
+    template, and the completion, stripped of whitespace, is the assistant's answer, for models
+    tuned to follow instructions. Thinking is switched off where the template supports it."""
     start_token: Annotated[str, Field(min_length=1)] | None = None
     """Special token before the prompt, added to the vocabulary where it is new. `null`: the
     tokenizer's own beginning-of-text token where it has one (GPT-2 and GPT-Neo), else none (T5)."""
@@ -245,8 +245,8 @@ class LoraConfig(Section):
 
     Adapters on all linear layers come close to full fine-tuning, those on the attention alone do
     not (Dettmers et al. 2023, "QLoRA"; Thinking Machines 2025, "LoRA Without Regret"); both find
-    that the rank matters little on small data. Alpha 32 is that of the latter, and of Hu et al. for
-    GPT-2; 0.05 is within what QLoRA's authors use as dropout.
+    that the rank matters little on small data. Alpha 32 follows the latter and Hu et al. (GPT-2);
+    0.05 is one of the dropout rates in QLoRA.
     """
 
     r: PositiveInt = 16
@@ -379,11 +379,10 @@ class EvaluationConfig(Section):
     """`free`: greedy text, then parsed; `constrained`: greedy over the label words only; `score`:
     the likeliest label word, with probabilities."""
     calibration: Literal["auto", "none", "contextual"] = "auto"
-    """`contextual`, with `decoding: score`: divide the probability of each label by that which it
-    has for texts without content (`N/A`, `[MASK]` and the empty text), and make them sum to 1 again
-    (Zhao et al. 2021, https://arxiv.org/abs/2102.09690); `none`: take them as they are. `auto`:
-    `contextual` for a model that is not trained (`training.epochs: 0`) with `decoding: score`, else
-    `none`."""
+    """`contextual`, with `decoding: score`: divide each label's probability by its mean probability
+    for content-free texts (`N/A`, `[MASK]` and the empty text), then normalize (Zhao et al. 2021,
+    https://arxiv.org/abs/2102.09690); `none`: no correction. `auto`: `contextual` for a model that
+    is not trained (`training.epochs: 0`) with `decoding: score`, else `none`."""
     batch_size: PositiveInt = 64
     """Texts classified at once; the answers do not depend on it."""
 
@@ -397,7 +396,7 @@ class EvaluationConfig(Section):
 def resolve_calibration(
     calibration: str, decoding: str, epochs: int
 ) -> Literal["none", "contextual"]:
-    """Resolve `evaluation.calibration` for a model that is trained for so many epochs."""
+    """Resolve `evaluation.calibration: auto` from the decoding and the number of epochs."""
     if calibration == "auto":
         return "contextual" if decoding == "score" and epochs == 0 else "none"
     return "contextual" if calibration == "contextual" else "none"
@@ -720,7 +719,7 @@ class TrialSpec(Section):
     checkpoint_minutes: float | None = None
     escape_formulas: bool = True
     weights: str = ""
-    """Hash of the weights that it starts from, where they are a local file's, and known."""
+    """Hash of the local model that training starts from; empty for a model of the Hub."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -743,7 +742,7 @@ class TrialSpec(Section):
                 "evaluation": {"batch_size"},
             },
         )
-        if not self.weights:  # as run folders of earlier versions, and all others, have it
+        if not self.weights:  # absent without a local model, as in earlier versions
             del settings["weights"]
         settings["evaluation"]["calibration"] = self.calibration
         earlier.leave_out(settings)

@@ -19,7 +19,7 @@ from tgsent.records import Example, Prediction, Progress
 Prompt = tuple[int, ...]
 
 CONTENT_FREE = ("N/A", "[MASK]", "")
-"""Texts that say nothing, for which a fair model prefers no label (Zhao et al. 2021)."""
+"""Content-free texts, for which an unbiased model prefers no label (Zhao et al. 2021)."""
 
 
 @torch.inference_mode()
@@ -115,9 +115,9 @@ def label_prior(
     if spec.calibration == "none":
         return None
     counts = encoder.truncated, encoder.truncated_tokens
-    # a template that is the bare text leaves nothing of the empty one to read
+    # the prompt of the empty text is empty where the template is the bare text
     prompts = [prompt for prompt in encoder.encode_prompts(CONTENT_FREE) if prompt]
-    encoder.truncated, encoder.truncated_tokens = counts  # these are no texts of the user's
+    encoder.truncated, encoder.truncated_tokens = counts  # the user did not write these texts
     loaded.model.eval()
     probabilities = _log_likelihoods(loaded, encoder, prompts, spec).softmax(dim=1)
     return tuple(probabilities.mean(dim=0).tolist())
@@ -126,8 +126,8 @@ def label_prior(
 def corrected(log_likelihoods: Tensor, prior: Sequence[float] | None) -> Tensor:
     """Turn the labels' log-likelihoods (B, labels) into probabilities.
 
-    With a `prior`, each is divided by that of its label, and they are made to sum to 1 again. Both
-    are done to logarithms, so that a label that the model hardly ever says overflows nothing.
+    With a `prior`, divide each probability by its label's prior and normalize. Logarithms are
+    subtracted instead, so that a vanishing prior does not overflow.
     """
     if prior is not None:
         shares = torch.tensor(prior, dtype=torch.float64, device=log_likelihoods.device)

@@ -53,8 +53,9 @@ def run(
     With `only`, trials named `MODEL:TRIAL`, these alone are run, and other processes may run others
     in the same folder at the same time. A trial that fails is recorded and does not stop the
     others. `sweep` says how the settings were chosen, for the manifest; `has_lock`, that whoever
-    calls this has locked the folder. Raises UnavailableError where something needed cannot be had,
-    RunFolderError where the folder cannot take the run, ConfigError where there is no such trial.
+    calls this has locked the folder. Raises UnavailableError where something needed is not
+    available, RunFolderError where the folder cannot take the run, ConfigError where there is no
+    such trial.
     """
     specs = weights.recorded(config.trial_specs(dataset.labels), progress)
     chosen = _chosen(specs, only)

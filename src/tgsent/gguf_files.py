@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # it takes seconds to import, and few runs need it here
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _FORMAT = 1
-"""Of what is unpacked; a change makes all files be unpacked again."""
+"""Version of the unpacked folder; raising it unpacks all files again."""
 
 
 def unpacked(name: str, file: Path, progress: Progress | None = None) -> Path:
@@ -65,7 +65,7 @@ def _read(name: str, file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
 
     # older versions of the library know no other weights
     config_class = getattr(transformers, "GgufConfig", None)
-    # on the CPU, where a caller may be describing a model without memory
+    # a caller may have made the meta device the default
     with torch.device("cpu"), _worded(name), _alone(file) as source:
         config = transformers.AutoConfig.from_pretrained(
             source, gguf_file=file.name, trust_remote_code=False
@@ -92,7 +92,7 @@ def _read(name: str, file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
             f"{name}: the weights in this GGUF file are not those of its architecture: {wrong};"
             " put a good copy there"
         )
-    # built anew, as the library refuses to save a model that came from a GGUF file
+    # rebuilt, as the library refuses to save a model loaded from a GGUF file
     values = loaded.config.to_dict()
     values.pop("quantization_config", None)
     with torch.device("cpu"):
@@ -116,9 +116,9 @@ def misfits(found: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _alone(file: Path) -> Iterator[Path]:
-    """Lend a folder with nothing but the file.
+    """Yield a folder that holds only the file.
 
-    The library would also read what lies beside it, which may be of another model.
+    The library would also read other files beside it, which may belong to another model.
     """
     with tempfile.TemporaryDirectory(prefix="tgsent-") as name:
         (Path(name) / file.name).symlink_to(file.resolve())
@@ -127,12 +127,12 @@ def _alone(file: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _worded(name: str) -> Iterator[None]:
-    """Turn whatever the libraries raise for a file that they cannot read into UnavailableError."""
+    """Raise UnavailableError for whatever the libraries raise for a file they cannot read."""
     try:
         yield
     except (TgsentError, MemoryError):
         raise
-    except Exception as error:  # of a damaged file, nearly any: KeyError, struct.error, ...
+    except Exception as error:  # damaged files raise almost any: KeyError, struct.error, ...
         raise UnavailableError(
             f"{name}: this GGUF file cannot be loaded: it is damaged, or transformers does not"
             f" read its kind\n{reason(error)}\n"

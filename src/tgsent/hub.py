@@ -83,7 +83,7 @@ def fetch(model: str, *, weights: bool, progress: Progress | None = None) -> Sna
 def local_files(model: str) -> list[Path]:
     """Return a local model's files: weights, configuration, tokenizer and chat template.
 
-    There are none of a model of the Hub, nor of one that is not there or lacks its weights.
+    The list is empty for a model of the Hub, and for one that is missing or has no weights.
     """
     try:
         if (file := _named_gguf(model)) is not None:
@@ -113,9 +113,9 @@ def _named_gguf(model: str) -> Path | None:
 
 
 def _check_gguf(model: str, file: Path) -> None:
-    """Look at what needs no library: the package, and the bytes that every such file begins with.
+    """Check that the package gguf is installed and that the file starts with GGUF's magic bytes.
 
-    Raises UnavailableError; what else may be wrong is found where the file is loaded.
+    Raises UnavailableError. Other damage is found when the file is loaded.
     """
     if importlib.util.find_spec("gguf") is None:
         raise UnavailableError(

@@ -15,13 +15,13 @@ _MOST_UNKNOWN = 0.05
 
 @dataclass(frozen=True)
 class Legibility:
-    """Counts over different texts, each encoded by itself and uncut."""
+    """Counts over distinct texts, each encoded alone and without truncation."""
 
     unknown_token: str
     tokens: int
     unknown: int
     merged: int
-    """Texts whose tokens are those of another text as well."""
+    """Number of texts that share their tokens with another text."""
     merged_into: int
     """Number of token sequences that these texts become."""
 
@@ -48,8 +48,8 @@ class Legibility:
 def measure(loaded: LoadedModel, encoder: PromptEncoder, texts: Sequence[str]) -> Legibility:
     """Count unknown tokens, and texts that the model cannot tell apart.
 
-    Texts that differ in whitespace alone count as one text. A text that is too long is not cut
-    here: what is cut is counted elsewhere.
+    Texts that differ in whitespace alone count as one text. Long texts are not
+    truncated here; truncation is counted elsewhere.
     """
     by_words = {" ".join(text.split()): text for text in texts}
     unknown_token = unknown_id(loaded.tokenizer)

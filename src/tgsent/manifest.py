@@ -34,7 +34,7 @@ def make(
 ) -> dict[str, Any]:
     """Describe what was run, on what, where and when.
 
-    `commits` and `weights` name, by model, those of the Hub and the hashes of local ones.
+    `commits` and `weights` map model names to Hub commits and to hashes of local models.
     """
     from tgsent.finetune.loop import resolve_device
 

@@ -106,7 +106,7 @@ def _snippet(loaded: LoadedModel, spec: TrialSpec, encoder: PromptEncoder) -> li
     is_seq2seq = loaded.family is seq2seq
     auto = "AutoModelForSeq2SeqLM" if is_seq2seq else "AutoModelForCausalLM"
     head, _ = spec.prompt.input.split("{text}")
-    # the text is encoded as what follows `start`, whose tokens begin the prompt already
+    # the text is encoded as a continuation of `start`, whose tokens are in `start_ids`
     skipped = len(encoder.encode_texts([encoder.start])[0]) if encoder.start else 0
     body = f"tokens({encoder.start + head!r} + text)[{skipped or ''}:{skipped + encoder.room}]"
     parts = [repr(list(encoder.start_ids)), body, repr([*encoder.tail_ids, *encoder.stop_ids])]

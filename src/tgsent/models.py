@@ -103,7 +103,7 @@ def load(spec: TrialSpec, train: Iterable[Example]) -> LoadedModel:
 
 
 def check(spec: TrialSpec, *, here: bool = True) -> tuple[str, ...]:
-    """Check before anything is run that the model fits the recipe; return what is worth a note.
+    """Check, before anything runs, that the model fits the recipe; return notes for the user.
 
     Raises UnavailableError or ConfigError as `load` and `prompt_encoder` do, where the package that
     the recipe wants is not there or cannot train this model, and, if it is to be trained `here`,
@@ -113,7 +113,7 @@ def check(spec: TrialSpec, *, here: bool = True) -> tuple[str, ...]:
     if spec.training.init == "tiny":
         tiny.architecture(spec.model, _model_type(spec.model), spec.training.max_tokens)
         if spec.prompt.template == "chat":
-            raise ConfigError("prompt.template: a tiny model has no chat template; take `plain`")
+            raise ConfigError("prompt.template: a tiny model has no chat template; use `plain`")
         return ()
     loaded = describe(spec, ())
     prompt_encoder(loaded, spec)
@@ -216,12 +216,16 @@ def prompt_encoder(
 def _surroundings(
     loaded: LoadedModel, spec: TrialSpec, shots: int
 ) -> tuple[tuple[int, ...], Sequence[tuple[str, str]]]:
-    """Return the ids that a prompt begins with, and the strings around the prompt of each example.
+    """Return the ids that every prompt begins with, and the strings around each example's prompt.
 
-    Worked examples, and after them the text itself, are turns of a chat, or have an empty line
-    between them.
+    Worked examples and the text itself are turns of a chat, or are separated by empty lines.
     """
     if spec.prompt.template == "chat":
+        if loaded.family is seq2seq:
+            raise ConfigError(
+                f"prompt.template: {spec.model} is a seq2seq model, and `chat` is for causal ones;"
+                " use `plain`"
+            )
         return (), chat.markup(loaded.tokenizer, spec.model, shots).around
     start = spec.prompt.start_token or loaded.tokenizer.bos_token
     start_ids = (_id_of(loaded.tokenizer, start),) if start else ()
@@ -229,14 +233,14 @@ def _surroundings(
 
 
 def _end_id(tokenizer: PreTrainedTokenizerBase, spec: TrialSpec) -> int:
-    """Return the token that ends an answer: in a chat that of the template."""
+    """Return the id of the token that ends an answer; in a chat, the template's."""
     if spec.prompt.template == "chat":
         return _id_of(tokenizer, chat.markup(tokenizer, spec.model).end)
     return int(tokenizer.eos_token_id)
 
 
 def _decoder_start(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return what the decoder of a seq2seq model reads first, as the library has it.
+    """Return the token that a seq2seq model's decoder starts with, chosen as the library does.
 
     T5 starts with padding, BART with its EOS token, T5Gemma with its BOS token, which is named in
     the configuration of its decoder alone.
@@ -264,7 +268,7 @@ def _from_folder(name: str, folder: Path, load_from: Callable[[Path], _T]) -> _T
     except TgsentError:
         raise
     except Exception as error:
-        # the library raises all kinds of exceptions for files that it cannot make sense of
+        # the library raises almost any exception for files it cannot read
         if memory.is_out_of_memory(error):
             raise
         raise UnavailableError(
@@ -296,8 +300,8 @@ def _config(name: str, folder: Path) -> PreTrainedConfig:
             )
         if method := (values.get("quantization_config") or {}).get("quant_method"):
             raise ConfigError(
-                f"{name}: its weights are quantised ({method}), and tgsent trains whole ones;"
-                " take the model that they were made from"
+                f"{name}: its weights are quantised ({method}), which tgsent does not train;"
+                " use the unquantised model"
             )
         config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False)
         return config
@@ -345,7 +349,7 @@ def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, spec: TrialSpec) -> N
     if spec.prompt.start_token:
         _check_start_token(tokenizer, spec)
         new.append(spec.prompt.start_token)
-    if new:  # beside those that it has: the ends of turns in a chat are among them
+    if new:  # existing extra tokens stay: chat templates use them
         tokenizer.add_special_tokens(
             {"additional_special_tokens": new}, replace_extra_special_tokens=False
         )
@@ -367,7 +371,7 @@ def _check_start_token(tokenizer: PreTrainedTokenizerBase, spec: TrialSpec) -> N
 
 
 def _check_generates(config: PreTrainedConfig, name: str) -> None:
-    """Refuse what does not write text from left to right."""
+    """Raise ConfigError for a model that does not generate text from left to right."""
     kind = f'a model of the kind "{config.model_type}"'
     generating: Container[type[PreTrainedConfig]] = (
         MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
@@ -377,8 +381,7 @@ def _check_generates(config: PreTrainedConfig, name: str) -> None:
     if type(config) not in generating:
         text = " (its text part alone may be)" if hasattr(config, "text_config") else ""
         raise ConfigError(
-            f"{name}: {kind} is no language model that generates text{text};"
-            " take a causal or seq2seq language model"
+            f"{name}: {kind} does not generate text{text}; use a causal or seq2seq language model"
         )
     bidirectional = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not (
         config.is_encoder_decoder or getattr(config, "is_decoder", False)
@@ -386,8 +389,8 @@ def _check_generates(config: PreTrainedConfig, name: str) -> None:
     attention = getattr(config.get_text_config(), "use_bidirectional_attention", None)
     if bidirectional or attention in (True, "all"):
         raise ConfigError(
-            f"{name}: {kind} reads in both directions, so that in training it sees the label that"
-            " it is to generate; take a causal or seq2seq language model"
+            f"{name}: {kind} reads in both directions: in training it sees the label that it should"
+            " generate; use a causal or seq2seq language model"
         )
 
 

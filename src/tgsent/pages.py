@@ -26,7 +26,7 @@ _MISTAKES = 10
 _BETWEEN = " to "
 _LONGEST = 300
 _RESOLVED = ("learning_rate", "warmup_steps", "max_grad_norm", "padding", "precision")
-"""Settings that may be `auto`: shown as they were."""
+"""Settings that may be `auto`, shown with their resolved values."""
 _MOST_LABELS = 12
 """A confusion matrix of more than these is a list of the commonest confusions instead."""
 
@@ -385,7 +385,7 @@ def _recipe(models: Iterable[Model], run: StoredRun) -> Section:
 
 
 def _decoding(model: Model, run: StoredRun) -> str:
-    """Write how labels were chosen, and by what their probabilities were divided."""
+    """Return how labels were decoded, and the prior that probabilities were divided by."""
     decoding: str = run.specs[model["model"]].evaluation.decoding
     if prior := model["trials"][0].get("label_prior"):
         shares = ", ".join(f"{label} {share:.3f}" for label, share in prior.items())
@@ -394,7 +394,7 @@ def _decoding(model: Model, run: StoredRun) -> str:
 
 
 def _was(model: Model, key: str) -> str:
-    """Write what a setting was in the first trial, where that was recorded."""
+    """Return a setting's resolved value in the first trial, or `-` where it was not recorded."""
     trial = model["trials"][0]
     if key not in trial:
         return "-"

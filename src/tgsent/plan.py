@@ -34,9 +34,9 @@ class ModelPlan:
     """Share of the training texts' tokens that are unknown."""
     unknown_token: str
     warnings: tuple[str, ...]
-    """What of the texts, training and test, the model cannot see."""
+    """What the model cannot read in the training and test texts."""
     notes: tuple[str, ...]
-    """What may be worth changing."""
+    """Hints about settings."""
     optimizer_steps: int
     learning_rate: float
     warmup_steps: int

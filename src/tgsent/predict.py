@@ -31,7 +31,7 @@ class Classifier:
     loaded: LoadedModel
     encoder: PromptEncoder
     prior: tuple[float, ...] | None = None
-    """By which the run divided label probabilities, where it chose labels by them."""
+    """Prior that the run divided label probabilities by; None without calibration."""
 
     def classify(self, texts: Iterable[str], progress: Progress) -> Iterator[Prediction]:
         """Answer each text, in order; the probabilities are those of the label words."""

@@ -30,7 +30,7 @@ def render_prompt(prompt: PromptConfig, text: str) -> str:
 
 
 def render_target(prompt: PromptConfig, label: str) -> str:
-    """Return the completion of a label; an answer in a chat begins without white space."""
+    """Return the completion of a label; in a chat, it is stripped of whitespace."""
     target = prompt.target.replace("{label}", prompt.word(label))
     return target.strip() if prompt.template == "chat" else target
 
@@ -66,7 +66,7 @@ def choose_shots(train: Sequence[Example], spec: TrialSpec) -> tuple[Example, ..
 
 
 def encode_markup(encode_texts: EncodeTexts, markup: str) -> tuple[int, ...]:
-    """Encode what stands around texts, special tokens and all, as a continuation."""
+    """Encode the markup around texts as a continuation; it may contain special tokens."""
     if not markup:
         return ()
     (ids,) = _encode_after(encode_texts, _ANY_TEXT, [markup])
@@ -76,7 +76,7 @@ def encode_markup(encode_texts: EncodeTexts, markup: str) -> tuple[int, ...]:
 def _encode_after(
     encode_texts: EncodeTexts, before: str, texts: Sequence[str]
 ) -> list[list[int] | None]:
-    """Encode each text as what follows `before`; None where a token reaches over the border."""
+    """Encode each text as a continuation of `before`; None where a token spans the border."""
     if not before:
         return [*encode_texts(list(texts))]
     first, *both = encode_texts([before, *(before + text for text in texts)])
@@ -92,8 +92,8 @@ class PromptEncoder:
     prompt is its prefix token for token. The prompt is `start + head and text + tail + stop`;
     head and text are encoded together (`Tweet: I` holds the one token for ` I`), the tail
     (`\nSentiment:`) on its own, so that a text too long is cut at its own end and nowhere else.
-    Each part is encoded as what follows the one before it: some tokenizers (Llama 2's, Mistral's)
-    put a space before whatever they take for the beginning of a text.
+    Each part is encoded as a continuation of the one before it, because some tokenizers (Llama 2's,
+    Mistral's) prepend a space to every string.
 
     Raises ConfigError where the template leaves no room in `max_tokens`.
     """
@@ -108,12 +108,12 @@ class PromptEncoder:
     max_tokens: int
     start_ids: tuple[int, ...] = ()
     start: str = ""
-    """The string that `start_ids` end with and the head follows; empty at the beginning of a text.
-    It may hold special tokens, as may `stop`."""
+    """String that the head follows, encoded at the end of `start_ids`; empty at the beginning of a
+    text. It may contain special tokens, as may `stop`."""
     stop_ids: tuple[int, ...] = ()
     """Ends every prompt (seq2seq models read prompts that end in the EOS token)."""
     stop: str = ""
-    """The string of `stop_ids`, where the target follows it."""
+    """String of `stop_ids`, if the target follows it."""
     target_counts: bool = True
     """Whether `max_tokens` bounds prompt and target together, or the prompt alone."""
     truncated: int = field(default=0, init=False)
@@ -150,7 +150,7 @@ class PromptEncoder:
         return list(map(self._prompt, self._encode(self.start, texts, self._head)))
 
     def encode_bare(self, texts: Sequence[str]) -> Iterator[list[int]]:
-        """Encode texts by themselves: nothing around them, nothing truncated, nothing counted."""
+        """Encode texts alone: nothing around them, nothing truncated, nothing counted."""
         return self._encode("", texts)
 
     def _prompt(self, body: list[int]) -> tuple[int, ...]:
@@ -170,7 +170,7 @@ class PromptEncoder:
         ]
 
     def _encode(self, before: str, texts: Sequence[str], head: str = "") -> Iterator[list[int]]:
-        """Encode `head` and each text as what follows `before`, without any special token."""
+        """Encode `head` and each text as a continuation of `before`, without any special token."""
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
             some = [head + text for text in texts[start : start + _TEXTS_AT_ONCE]]
             for text, ids in zip(some, _encode_after(self.encode_texts, before, some), strict=True):

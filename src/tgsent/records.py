@@ -128,9 +128,9 @@ class Outcome:
     shots: tuple[Example, ...] = ()
     """The worked examples that every prompt began with."""
     warnings: tuple[str, ...] = ()
-    """What of the texts the model could not see."""
+    """Warnings about texts that the model cannot read."""
     label_prior: tuple[float, ...] | None = None
-    """By which label probabilities were divided, in the order of the labels."""
+    """Prior that label probabilities were divided by, in the order of the labels."""
 
 
 @dataclass(frozen=True, slots=True)

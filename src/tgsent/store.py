@@ -220,7 +220,7 @@ class RunFolder:
             return None
         recorded = metrics.get("weights_sha256") or ""
         if recorded != spec.weights and not (recorded and spec.weights):
-            spec = spec.with_weights(recorded)  # nothing says that they are others
+            spec = spec.with_weights(recorded)  # only one of the two has a hash: take them as equal
         expected = {
             "fingerprint": spec.fingerprint,
             "split_sha256": split.sha256,
@@ -297,7 +297,7 @@ class RunFolder:
 
 
 def other_results(path: Path, what: str, before: str, now: str) -> RunFolderError:
-    """Word the refusal of a run folder whose results come from files of another hash."""
+    """Return the error for a run folder whose results come from files with another hash."""
     return RunFolderError(
         f"{path}: holds {what} SHA-256 was {before[:12]}... and is now {now[:12]}...\n"
         "--fresh moves them aside; --set name=NAME or --output DIR starts another folder"
@@ -305,7 +305,7 @@ def other_results(path: Path, what: str, before: str, now: str) -> RunFolderErro
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file's object; give an empty one where there is none that can be read."""
+    """Load the object in a JSON file; return an empty one if it cannot be read."""
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -446,7 +446,7 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _resolve(settings: dict[str, Any]) -> None:
-    """Put what `auto` means in place of it, where a version without the key did the same."""
+    """Resolve `evaluation.calibration` in place, so that configs of all versions compare."""
     settings["evaluation.calibration"] = resolve_calibration(
         settings.get("evaluation.calibration", "none"),
         settings.get("evaluation.decoding", "free"),

@@ -161,7 +161,7 @@ def _through_simplet5(
             loaded.tokenizer.save_pretrained(start)
             del loaded
         outcome = simplet5.train_and_answer(spec, split, start, folder, progress, save_to)
-    described = models.describe(spec, split.train)  # with the tokenizer that the package has, too
+    described = models.describe(spec, split.train)  # the package uses the same tokenizer
     warnings = _illegible(described, models.prompt_encoder(described, spec), split)
     return replace(outcome, warnings=warnings)
 

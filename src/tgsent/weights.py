@@ -18,15 +18,15 @@ from tgsent.files import show_size
 from tgsent.records import Progress
 from tgsent.store import other_results, read_object
 
-_TOLD = 10**9
+_ANNOUNCED = 10**9
 """File size in bytes above which hashing is announced."""
 
 
 def recorded(specs: Iterable[TrialSpec], progress: Progress) -> list[TrialSpec]:
-    """Give the specs with the hash of the weights that each starts from.
+    """Return the specs with the hash of the local model that each starts from.
 
-    Models of the Hub, which a commit names, and what starts from no weights, stay as they are; so
-    does a model that is not there, as whether it is needed is not known yet.
+    Hub models, which are pinned by commit, and models trained from scratch are unchanged. So is a
+    missing model: whether it is needed is not known yet.
     """
     specs = list(specs)
     models = dict.fromkeys(spec.model for spec in specs if spec.starts_from_weights)
@@ -49,9 +49,9 @@ def check_same(folder: Path, specs: Iterable[TrialSpec]) -> None:
 
 
 def _of_results(folder: Path, name: str) -> str | None:
-    """Give the hash of the weights that a model's results come from, where it is recorded.
+    """Return the hash recorded with a model's results, or None.
 
-    Results of earlier versions do not tell; the manifest does, of a run that went on with them.
+    Results of earlier versions lack it; the manifest of a run that continued them has it.
     """
     finished = sorted(folder.glob(f"{glob.escape(name)}/trial-*/metrics.json"))
     if not finished:
@@ -70,7 +70,7 @@ def _of_model(model: str, progress: Progress) -> str:
     try:
         files = hub.local_files(model)
         hashes = [(_of_file(file, progress), file.name) for file in files]
-    except OSError:  # what is wrong with it is told when it is loaded
+    except OSError:  # reported when the model is loaded
         return ""
     if len(hashes) < 2:
         return hashes[0][0] if hashes else ""
@@ -79,7 +79,7 @@ def _of_model(model: str, progress: Progress) -> str:
 
 
 def _of_file(file: Path, progress: Progress) -> str:
-    """Hash a file, or give what was found when it was last of this size and time."""
+    """Hash a file, or return the cached hash for its size and modification time."""
     path = file.resolve()
     with path.open("rb") as opened:
         about = os.fstat(opened.fileno())
@@ -87,25 +87,25 @@ def _of_file(file: Path, progress: Progress) -> str:
         entry = _entry(path)
         if kept := _kept(entry, state):
             return kept
-        if about.st_size >= _TOLD:
+        if about.st_size >= _ANNOUNCED:
             progress.line(f"hashing {file} ({show_size(about.st_size)}), once")
         sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
         after = os.fstat(opened.fileno())
     if (after.st_size, after.st_mtime_ns) == (about.st_size, about.st_mtime_ns):
-        # that it cannot be kept only costs the next start its time
+        # without the cache, the file is only hashed again
         with contextlib.suppress(OSError), placing(entry, durable=False) as place:
             place.write(json.dumps({**state, "sha256": sha256}).encode())
     return sha256
 
 
 def _entry(path: Path) -> Path:
-    """Name the cache's file for the hash of a file."""
+    """Return the cache file for the hash of a file."""
     key = hashlib.sha256(os.fsencode(path)).hexdigest()
     return cache_folder() / "weights" / f"{key[:32]}.json"
 
 
 def _kept(entry: Path, state: Mapping[str, object]) -> str | None:
-    """Read a hash that was kept for a file in this state; None where there is none."""
+    """Return the cached hash of a file in this state, or None."""
     try:
         values = json.loads(entry.read_bytes())
     except (OSError, ValueError):

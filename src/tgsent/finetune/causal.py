@@ -88,10 +88,9 @@ def _follow(
 ) -> Tensor:
     """Read tokens (B, T) after the prompts in the cache, and leave the cache as it was.
 
-    Keys and values of full attention are cut off again. A sliding window has lost what was before,
-    and so has a state that each token changes: those are copied, and read a token at a time, as
-    some (Mamba's) take no more. `last` (B, 1) is the position of each prompt's last token. Return
-    the logits (B, T, vocabulary).
+    A cache of full attention is cropped afterwards. Sliding windows and recurrent states cannot be
+    cropped: they are copied, and the tokens are read one at a time, as Mamba requires. `last`
+    (B, 1) is the position of each prompt's last token. Return the logits (B, T, vocabulary).
     """
     mask = torch.cat([mask, torch.ones_like(follow)], dim=1)
     positions = last + torch.arange(1, follow.shape[1] + 1, device=mask.device)
@@ -100,7 +99,7 @@ def _follow(
         cache.crop(-follow.shape[1])
         return logits
     cache, read = copy.deepcopy(cache), []
-    # where no layer attends to what was before, the mask is that of the token alone
+    # without attention layers, the mask covers the new token alone
     attends = any(isinstance(layer, DynamicLayer) for layer in cache.layers)
     for k in range(follow.shape[1]):
         column = slice(k, k + 1)
@@ -119,7 +118,7 @@ def _read(
 ) -> Tensor:
     """Read tokens (B, T) after what is in the cache; return the logits of the last `keep`, or all.
 
-    Models whose layers know no positions take none.
+    `position_ids` are passed only to models that accept them.
     """
     takes_positions = "position_ids" in inspect.signature(model.forward).parameters
     logits: Tensor = model(

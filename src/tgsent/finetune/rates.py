@@ -8,7 +8,7 @@ from tgsent.config import TrainingConfig
 from tgsent.finetune import seq2seq, simplet5
 from tgsent.finetune.family import Family
 
-# (up to so many parameters, learning rate), smallest models first; docs/recipes.md has the links
+# (maximum number of parameters, learning rate), in ascending order; docs/recipes.md has the links
 _CAUSAL = (
     (0.5e9, 6.25e-5),  # Radford et al. 2018, fine-tuning GPT (117M)
     (2.0e9, 2.0e-5),  # the default of TRL's SFTTrainer; Stanford Alpaca, LLaMA 7B

@@ -69,10 +69,10 @@ def _add_adapters(model: PreTrainedModel, lora: LoraConfig) -> Callable[[], obje
 
 
 def _merge(model: PreTrainedModel, merge_and_unload: Callable[[], object]) -> None:
-    """Merge adapters; embeddings, which none are on, stay tied as they are.
+    """Merge adapters into the weights, and keep the embeddings tied as they are.
 
-    peft compares the output head with the embeddings of the encoder, where T5Gemma's is tied to
-    those of the decoder, and would note in its configuration that it is not tied.
+    peft compares the output head with the encoder's embeddings. T5Gemma ties its head to the
+    decoder's, so that peft would wrongly mark it as untied.
     """
     tied = model.config.tie_word_embeddings
     with warnings.catch_warnings():
@@ -101,8 +101,8 @@ def _target_modules(model: PreTrainedModel, lora: LoraConfig) -> list[str] | Non
 def _linear_layers(model: PreTrainedModel) -> list[str]:
     """Return the names of all linear layers but the output head.
 
-    Three projections of a Mamba layer are left out: its kernels read their weights alone, and would
-    pass by an adapter.
+    Three projections of a Mamba layer are excluded: its kernels read their weights directly, and
+    would bypass an adapter.
     """
     head = model.get_output_embeddings()
     fused = {
