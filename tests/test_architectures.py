@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -138,12 +139,12 @@ def test_prompts_decode_to_what_was_written(loaded: LoadedModel, encoder: Prompt
     text = "I  wonder   why\n\n\u05e9\u05dc\u05d5\u05dd \U0001f600\tso  what"
     (prompt,) = encoder.encode_prompts([text])
     body = prompt[len(encoder.start_ids) : len(prompt) - len(encoder.stop_ids)]
-    target = encoder.targets["positive"][:-1]
-    written = f"Tweet: {text}\nSentiment: positive"
-    read = loaded.decode([*body, *target])
-    if loaded.family is causal:
-        assert read == written
-        assert [*body, *target] == loaded.tokenizer(written, add_special_tokens=False).input_ids
+    target = encoder.targets["positive"][:-1] if loaded.family is causal else ()
+    written = f"Tweet: {text}\nSentiment:{' positive' if target else ''}"
+    assert [*body, *target] == loaded.tokenizer(written, add_special_tokens=False).input_ids
+    if type(loaded.tokenizer.backend_tokenizer.model).__name__ == "Unigram":  # T5's, umT5's
+        written = " ".join(re.sub("[^\0-\u024f]+", "<unk>", written).split())
+    assert loaded.decode([*body, *target]) == written
 
 
 @pytest.mark.parametrize("lora", [None, {}], ids=["whole", "lora"])
