@@ -11,16 +11,31 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
+from yaml.composer import ComposerError
 
 from tgsent.errors import ConfigError
 
 Path = tuple[str | int, ...]
+
+_MAX_DEPTH = 100
 
 
 class _CoreLoader(yaml.SafeLoader):
     """Safe loading with the implicit types of YAML 1.2."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Compose a node, unless it is nested so deeply that reading it would take forever."""
+        if self.depth == _MAX_DEPTH:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise ComposerError(None, None, f"nested more than {_MAX_DEPTH} levels deep", mark)
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Merge `<<`, without the repeats that make nested merges grow exponentially."""
