@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tgsent import environment
+from tgsent.backends.simplet5 import environment
 from tgsent.errors import UnavailableError
 
 SCRIPT = Path(__file__).with_name("bench_contestants.py")

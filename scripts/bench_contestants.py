@@ -49,16 +49,18 @@ from transformers import (
     trainer_pt_utils,
 )
 
-from tgsent import models, plan, trial
+from tgsent.backends.simplet5 import package
+from tgsent.backends.simplet5.worker import peak_memory
 from tgsent.config import DataConfig, EvaluationConfig, PromptConfig, TrainingConfig, TrialSpec
-from tgsent.data import load_dataset
-from tgsent.evaluate import classify
-from tgsent.finetune import loop, simplet5, speedups
-from tgsent.finetune._simplet5_worker import peak_memory
-from tgsent.models import LoadedModel
+from tgsent.data.dataset import load_dataset
+from tgsent.evaluation.generate import classify
+from tgsent.experiment import plan, trial
+from tgsent.modeling import loading, speedups
+from tgsent.modeling.loading import LoadedModel
+from tgsent.modeling.prompts import render_prompt, render_target
 from tgsent.progress import Quiet
-from tgsent.prompts import render_prompt, render_target
 from tgsent.records import Encoded, Example, Split
+from tgsent.training import loop
 
 SAMPLE = 9_500
 BATCH = 32
@@ -157,8 +159,8 @@ class Bench:
         are taken from there, evenly, so that who sorts these few texts gets no worse ones. The
         trainers of Hugging Face sort fewer than they would of many: see `group_as_for_many`.
         """
-        loaded = models.describe(self.spec(), self.sample)
-        encoded = models.prompt_encoder(loaded, self.spec()).encode_examples(self.sample)
+        loaded = loading.describe(self.spec(), self.sample)
+        encoded = loading.prompt_encoder(loaded, self.spec()).encode_examples(self.sample)
         by_length = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
         full = len(by_length) // BATCH
         batches = [by_length[i * BATCH : (i + 1) * BATCH] for i in range(full)]
@@ -212,13 +214,13 @@ class Bench:
         A tiny one gets so many positions, and others must have them.
         """
         set_seed(1)
-        loaded = models.load(self.spec(max_tokens=positions), self.all_texts)
+        loaded = loading.load(self.spec(max_tokens=positions), self.all_texts)
         loaded.tokenizer.padding_side = "right"  # for training by others; tgsent pads by itself
         return loaded
 
     def encoded(self, loaded: LoadedModel) -> list[Encoded]:
         """Give the texts of this measurement in tokens."""
-        return models.prompt_encoder(loaded, self.spec()).encode_examples(self.chosen)
+        return loading.prompt_encoder(loaded, self.spec()).encode_examples(self.chosen)
 
     def prompt(self, loaded: LoadedModel, text: str) -> str:
         """Write the whole prompt of a text, its first token too."""
@@ -438,7 +440,7 @@ def run_simplet5(bench: Bench, test: Sequence[Example], target_max_tokens: int) 
         def line(self, text: str) -> None:
             del text
 
-    outcome = simplet5.train_and_answer(
+    outcome = package.train_and_answer(
         spec, bench.split(train, test), start, folder, Clocks(), None
     )
     return clocks, outcome
@@ -466,7 +468,7 @@ def answer_tgsent(bench: Bench, decoding: str) -> Result:
     loaded = bench.load()
     speedups.apply(loaded.model)
     loaded.model = accelerator.prepare(loaded.model)
-    encoder = models.prompt_encoder(loaded, spec)
+    encoder = loading.prompt_encoder(loaded, spec)
     for _ in range(2):
         with clock.task("pass", len(bench.chosen)):
             classify(loaded, encoder, bench.chosen, spec, Quiet())
@@ -495,7 +497,7 @@ def answer_article(bench: Bench) -> Result:
 
 def label_tokens(bench: Bench, loaded: LoadedModel) -> int:
     """Count the tokens of the longest label, its end token too."""
-    return max(map(len, models.prompt_encoder(loaded, bench.spec()).targets.values()))
+    return max(map(len, loading.prompt_encoder(loaded, bench.spec()).targets.values()))
 
 
 def answer_simplet5(bench: Bench) -> Result:
@@ -514,7 +516,7 @@ def answer_simplet5(bench: Bench) -> Result:
 
 def facts(bench: Bench) -> Result:
     """Give what holds for all: family, device, work per tweet, and the device's peak."""
-    loaded = models.describe(bench.spec(), bench.all_texts)
+    loaded = loading.describe(bench.spec(), bench.all_texts)
     reads = [(len(e.prompt), len(e.target)) for e in bench.encoded(loaded)]
     prompt, target = (fmean(column) for column in zip(*reads, strict=True))
     precisions = sorted({"fp32", bench.precision})

@@ -32,7 +32,7 @@ import json, resource, sys, time
 from tgsent import models
 from tgsent.config import load
 from tgsent.data import load_dataset, make_splits
-from tgsent.finetune import loop
+from tgsent.training import loop
 from tgsent.progress import Quiet
 path, stages = sys.argv[1], sys.argv[2:]
 config = load("smoke", models=["gpt2"], trials=1, overrides=[f"data.path={path}"])

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from tgsent import execute, ray_engine
 from tgsent.config import TrialSpec, load
-from tgsent.data import load_dataset, make_splits
+from tgsent.data.dataset import load_dataset, make_splits
+from tgsent.experiment import execute, ray_engine
+from tgsent.experiment.trial import run_trial
 from tgsent.progress import Quiet
 from tgsent.records import Prediction, Splits, TrialResult
-from tgsent.trial import run_trial
 
 MODELS = ("gpt2", "gpt-neo", "t5", "majority")
 LEAST_PER_SECOND, LONGEST_REPORT, MOST_BYTES = 200, 5.0, 20_000

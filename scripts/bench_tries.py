@@ -62,7 +62,8 @@ def ancestry(name: str, family: str) -> list[Try]:
 
 def prepare(model: Any, wanted: list[str]) -> Any:
     """Change the model, and this process, as the tries want it."""
-    from tgsent.finetune import loop, speedups
+    from tgsent.modeling import speedups
+    from tgsent.training import loop
 
     if "eager attention" in wanted:
         model.set_attn_implementation("eager")
@@ -83,12 +84,12 @@ def measure(model_name: str, wanted: list[str], steps: int) -> list[float]:
     """Take some steps in this process; give the seconds of each."""
     import torch
 
-    from tgsent import models
-    from tgsent.finetune import loop
-    from tgsent.finetune.family import Batch, token_losses
+    from tgsent.modeling import loading
+    from tgsent.modeling.family import Batch, token_losses
+    from tgsent.training import loop
 
     torch.manual_seed(1)
-    model = prepare(models.load(_spec(model_name), ()).model.train(), wanted)
+    model = prepare(loading.load(_spec(model_name), ()).model.train(), wanted)
     ids = torch.randint(2, 30_000, (TEXTS, TOKENS))
     ids[:, :PREFIX] = ids[0, :PREFIX]  # `Tweet:` and what stands before it
     batch: Batch = {"input_ids": ids, "labels": ids[:, -LABEL:]}
@@ -135,10 +136,9 @@ def main() -> None:
     if args.one is not None:
         print(json.dumps(measure(args.model, args.one, args.steps)))
         return
-    from tgsent import models
-    from tgsent.finetune import seq2seq
+    from tgsent.modeling import loading, seq2seq
 
-    family = "seq2seq" if models.describe(_spec(args.model), ()).family is seq2seq else "causal"
+    family = "seq2seq" if loading.describe(_spec(args.model), ()).family is seq2seq else "causal"
     tries = [one for one in TRIES if family in one.families]
     found: dict[str, list[list[float]]] = {one.name: [] for one in tries}
     for number in range(args.repeats):

@@ -26,15 +26,16 @@ from accelerate.utils import set_seed
 from scipy import stats
 from torch.nn import functional
 
-from tgsent import metrics, models, tiny
 from tgsent.config import RunConfig, TrialSpec, load
-from tgsent.data import load_dataset, make_splits
-from tgsent.finetune import loop, rates
-from tgsent.finetune.family import IGNORE
+from tgsent.data.dataset import load_dataset, make_splits
+from tgsent.evaluation import metrics
+from tgsent.experiment.trial import run_trial
+from tgsent.modeling import loading, tiny
+from tgsent.modeling.family import IGNORE
+from tgsent.modeling.prompts import parse
 from tgsent.progress import Quiet
-from tgsent.prompts import parse
 from tgsent.records import Encoded, Prediction, Split
-from tgsent.trial import run_trial
+from tgsent.training import loop, rates
 
 TEST_FRACTION = 0.3
 WIDEST = 0.10
@@ -65,8 +66,8 @@ def score_fast(spec: TrialSpec, split: Split) -> float:
 def score_plainly(spec: TrialSpec, split: Split) -> float:
     """Do the same in the plainest way; give the macro-F1."""
     set_seed(spec.seed)
-    loaded = models.load(spec, split.train)
-    encoder = models.prompt_encoder(loaded, spec)
+    loaded = loading.load(spec, split.train)
+    encoder = loading.prompt_encoder(loaded, spec)
     examples = encoder.encode_examples(split.train)
     train_plainly(loaded, examples, spec)
     model, predictions = loaded.model.eval(), []
@@ -86,7 +87,9 @@ def score_plainly(spec: TrialSpec, split: Split) -> float:
     return macro_f1
 
 
-def train_plainly(loaded: models.LoadedModel, examples: Sequence[Encoded], spec: TrialSpec) -> None:
+def train_plainly(
+    loaded: loading.LoadedModel, examples: Sequence[Encoded], spec: TrialSpec
+) -> None:
     """Train with the loss on labels, padded to the longest, all logits computed."""
     model, training, ids = loaded.model.train(), spec.training, loaded.ids
     seq2seq = loaded.model.config.is_encoder_decoder

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 INTRODUCTION = """\
 # Configuration
 
-Written by `scripts/make_reference.py` from the fields in `src/tgsent/config.py`.
+Written by `scripts/make_reference.py` from the fields in `src/tgsent/config/schema.py`.
 
 A config is a YAML file; every key may be left out and then has the default given here, which is
 also what `configs/default.yaml` says. Unknown keys are refused. `--set KEY=VALUE` sets any key by
@@ -70,7 +70,7 @@ def default_config() -> str:
     """Write the defaults as a config, each key with its documentation."""
     lines = [
         "# The recipe that tgsent recommends. Written by scripts/make_reference.py from the fields",
-        "# in src/tgsent/config.py, which hold the same defaults.",
+        "# in src/tgsent/config/schema.py, which hold the same defaults.",
     ]
     return "\n".join([*lines, *_entries(RunConfig, RunConfig().dump(), "")]) + "\n"
 

@@ -45,7 +45,7 @@ def feed_configs(folder: Path, count: int, seed: int) -> Tally:
     """Have the command line check configs; those that are right go on to a plan, unshown."""
     from tgsent import cli, config
     from tgsent.config import DataConfig
-    from tgsent.data import load_dataset
+    from tgsent.data.dataset import load_dataset
 
     dataset = load_dataset(DataConfig(path="sample", sample_size=200))
 
@@ -58,8 +58,8 @@ def feed_configs(folder: Path, count: int, seed: int) -> Tally:
 
     with (
         mock.patch.object(cli, "_print_plan", plan),
-        mock.patch("tgsent.data.load_dataset", return_value=dataset),
-        mock.patch("tgsent.data.make_splits", return_value=mock.Mock(summaries=())),
+        mock.patch("tgsent.data.dataset.load_dataset", return_value=dataset),
+        mock.patch("tgsent.data.dataset.make_splits", return_value=mock.Mock(summaries=())),
     ):
         command = ("run", "-c", "config.yaml", "--dry-run", "--output", str(folder))
         return _feed(folder, configs(seed, count), command)

@@ -31,8 +31,8 @@ from unittest import mock
 FAMILIES = ("gpt2", "gpt-neo", "t5")
 # what is imported while a run goes on
 _IMPORTS = (
-    "tgsent.execute", "tgsent.trial", "tgsent.model_card", "tgsent.models", "tgsent.data",
-    "tgsent.pages",
+    "tgsent.experiment.execute", "tgsent.experiment.trial", "tgsent.report.model_card",
+    "tgsent.modeling.loading", "tgsent.data.dataset", "tgsent.report.pages",
     "transformers.models.gpt2.modeling_gpt2", "transformers.models.gpt_neo.modeling_gpt_neo",
     "transformers.models.t5.modeling_t5", "transformers.models.auto.modeling_auto",
     "transformers.generation.utils", "rich.table", "torch._dynamo",
@@ -149,10 +149,11 @@ class Place:
 
     @contextlib.contextmanager
     def _counting(self) -> Iterator[None]:
-        from tgsent import store, trial
-        from tgsent.finetune import loop
+        from tgsent.experiment import trial
+        from tgsent.runs import folder
+        from tgsent.training import loop
 
-        run_trial, write_trial, step = trial.run_trial, store.RunFolder.write_trial, loop.take_step
+        run_trial, write_trial, step = trial.run_trial, folder.RunFolder.write_trial, loop.take_step
 
         def counted_trial(spec: Any, *args: Any, **named: Any) -> Any:
             self.note(f"start {spec.title}")
@@ -169,7 +170,7 @@ class Place:
 
         with (
             mock.patch.object(trial, "run_trial", counted_trial),
-            mock.patch.object(store.RunFolder, "write_trial", counted_write),
+            mock.patch.object(folder.RunFolder, "write_trial", counted_write),
             mock.patch.object(loop, "take_step", counted_step),
         ):
             yield
@@ -187,7 +188,7 @@ class Touches:
     @contextlib.contextmanager
     def counted(self) -> Iterator[None]:
         """Count while the context is open, and have the fault happen there."""
-        from tgsent.finetune import checkpoint
+        from tgsent.training import checkpoint
 
         write_bytes, save_file = Path.write_bytes, checkpoint.save_file
 

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from tgsent import tiny
+from tgsent.modeling import tiny
 from tiny_models import LABELS, examples
 
 # names of one size in the words of different configurations

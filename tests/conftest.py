@@ -15,7 +15,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the network
 import pytest
 from hypothesis import settings
 
-from tgsent import environment
+from tgsent.backends.simplet5 import environment
 from tgsent.errors import UnavailableError
 
 # the tests have cache folders of their own, but share this one thing that takes minutes to make

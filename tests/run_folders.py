@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tgsent import execute
 from tgsent.config import load
-from tgsent.data import load_dataset, make_splits
+from tgsent.data.dataset import load_dataset, make_splits
+from tgsent.experiment import execute
 from tgsent.progress import Quiet
 
 # what pages must not obey: each text holds one, and so does a label

@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from test_hub import hub_environment
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from conftest import ROOT, Cli
 from fake_hub import COMMIT, Repository, serve
-from test_hub import hub_environment
-from tgsent import models
-from tgsent.sentiment140 import FILE
+from tgsent.data.sentiment140 import FILE
+from tgsent.modeling import loading
 from tiny_models import examples, tiny_spec
 
 COMMAND = ("run", "--model", "gpt2", "--trials", "3")
@@ -40,7 +40,7 @@ def archive() -> bytes:
 
 def smallest_gpt2(folder: Path) -> dict[str, bytes]:
     """The files of a GPT-2 so small that 10,000 texts take seconds."""
-    tokenizer = models.load(tiny_spec("gpt2"), examples(200)).tokenizer
+    tokenizer = loading.load(tiny_spec("gpt2"), examples(200)).tokenizer
     config = GPT2Config(
         n_embd=16, n_layer=1, n_head=1, n_positions=512, vocab_size=len(tokenizer),
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,

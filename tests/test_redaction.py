@@ -1,6 +1,6 @@
 import pytest
 
-from tgsent.redaction import without_secrets
+from tgsent.terminal import without_secrets
 
 
 @pytest.mark.parametrize("name", ["HF_TOKEN", "WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD"])

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from tgsent import models
 from tgsent.config import EvaluationConfig, PromptConfig, TrainingConfig, TrialSpec
-from tgsent.models import LoadedModel
+from tgsent.modeling import loading
+from tgsent.modeling.loading import LoadedModel
 from tgsent.records import Encoded, Example
 
 FAMILIES = ("gpt2", "gpt-neo", "t5")
@@ -71,7 +71,7 @@ def tiny_model(spec: TrialSpec, train: list[Example] | None = None) -> LoadedMod
     Its weights are drawn so wide that what it answers depends on all of the text.
     """
     torch.manual_seed(spec.seed)
-    loaded = models.load(spec, examples(24) if train is None else train)
+    loaded = loading.load(spec, examples(24) if train is None else train)
     generator = torch.Generator().manual_seed(spec.seed)
     for parameter in loaded.model.parameters():
         if parameter.dim() >= 2:
@@ -92,7 +92,7 @@ def set_dropout(model: torch.nn.Module, share: float) -> None:
 
 def encode(loaded: LoadedModel, spec: TrialSpec, train: list[Example]) -> list[Encoded]:
     """Encode examples with the model's own prompt builder."""
-    return models.prompt_encoder(loaded, spec).encode_examples(train)
+    return loading.prompt_encoder(loaded, spec).encode_examples(train)
 
 
 class Silent:

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from tgsent.config import RunConfig
-    from tgsent.data import Dataset, TrialSplits
+    from tgsent.data.dataset import Dataset, TrialSplits
+    from tgsent.data.texts import Line
     from tgsent.records import Progress
-    from tgsent.runs import StoredRun
-    from tgsent.texts import Line
+    from tgsent.runs.stored import StoredRun
 
-from tgsent import __version__, interrupts, processes
+from tgsent import __version__
 from tgsent.errors import (
     ConfigError,
     DataError,
@@ -35,6 +35,7 @@ from tgsent.errors import (
     UnavailableError,
 )
 from tgsent.terminal import message, printable
+from tgsent.training import interrupts, processes
 
 app = typer.Typer(
     name="tgsent",
@@ -200,7 +201,7 @@ def run(
     if processes.count() > 1:
         _meet(settings, dry_run=dry_run)
     if not processes.is_main():
-        from tgsent.execute import follow
+        from tgsent.experiment.execute import follow
 
         follow(settings, Quiet())
         return
@@ -212,7 +213,7 @@ def run(
             _print_plan(settings, dataset, splits, as_json=as_json)
             return
 
-        from tgsent import execute, sweep
+        from tgsent.experiment import execute, sweep
 
         carry_out = sweep.run if settings.sweep else execute.run
         results = carry_out(
@@ -229,7 +230,7 @@ def run(
 
 def _texts(settings: RunConfig, progress: Progress, *, quiet: bool) -> tuple[Dataset, TrialSplits]:
     """Read the texts and split them, and tell what a user should know of them."""
-    from tgsent.data import load_dataset, make_splits
+    from tgsent.data.dataset import load_dataset, make_splits
 
     try:
         dataset = load_dataset(settings.data, progress)
@@ -281,10 +282,10 @@ def predict(
     """
     if bool(texts) == (file is not None):
         raise ConfigError("give either texts or --file: what is to be classified?")
-    from tgsent import runs
-    from tgsent import texts as inputs
+    from tgsent.data import texts as inputs
+    from tgsent.runs import stored
 
-    run = runs.read(run_dir)  # before anything is waited for
+    run = stored.read(run_dir)  # before anything is waited for
     with contextlib.ExitStack() as stack:
         if file is None:
             if column is not None:
@@ -320,9 +321,9 @@ def _predict(
     _quiet_libraries()
     from rich.console import Console
 
-    from tgsent import predict
+    from tgsent.experiment import predict
     from tgsent.progress import make_progress
-    from tgsent.store import prediction_lines
+    from tgsent.runs.folder import prediction_lines
 
     classifier = predict.load(run, model, trial)
     progress = make_progress(Console(stderr=True), quiet=quiet)
@@ -370,14 +371,15 @@ def report(
 
     Works while a run is going on, and on a run of another machine.
     """
-    from tgsent import results, runs
+    from tgsent.report import results
+    from tgsent.runs import stored
 
     if form is None and output is not None and output.suffix.lower() not in _ENDINGS:
         raise ConfigError(f"-o {output}: name the format with --format, or by one of {_LISTED}")
     if form is None:
         form = _ENDINGS[output.suffix.lower()] if output else Format.table
     gc.disable()  # what is read stays to the end: there is nothing to be found
-    run = runs.combine([runs.read(path) for path in run_dirs])
+    run = stored.combine([stored.read(path) for path in run_dirs])
     found = results.of_runs(run)
     if run.left_out:
         _complain(f"left out: {', '.join(run.left_out)}")
@@ -406,7 +408,7 @@ def setup_simplet5(
     The package SimpleT5 needs an older transformers than tgsent. Where the environment is there,
     it is checked, and mended if it is broken.
     """
-    from tgsent.environment import set_up
+    from tgsent.backends.simplet5.environment import set_up
 
     set_up(_complain, fresh=fresh)
 
@@ -417,14 +419,14 @@ def _meet(settings: RunConfig, *, dry_run: bool) -> None:
         raise ConfigError("--dry-run is for one process: start it without the launcher")
     if settings.engine.kind == "ray":
         raise ConfigError("--engine ray starts processes itself: start one tgsent only")
-    from tgsent.finetune.loop import resolve_device
+    from tgsent.training.loop import resolve_device
 
     processes.meet(on_cpu=resolve_device(settings.training.device) == "cpu")
 
 
 def _missing_models(settings: RunConfig) -> Iterator[str]:
     """Say which models cannot be had either, so that all that is missing is told at once."""
-    from tgsent.hub import fetch
+    from tgsent.modeling.hub import fetch
 
     for spec in settings.trial_specs(()):
         if spec.trial == 1 and spec.training.init != "tiny" and not spec.is_baseline:
@@ -436,9 +438,9 @@ def _missing_models(settings: RunConfig) -> Iterator[str]:
 
 def _written(found: dict[str, Any], run: StoredRun, form: Format, *, to_terminal: bool) -> str:
     """Write results in one of the formats."""
-    from tgsent import pages
-    from tgsent.report import results_csv
-    from tgsent.store import to_json
+    from tgsent.report import pages
+    from tgsent.report.tables import results_csv
+    from tgsent.runs.folder import to_json
 
     if form is Format.json:
         return to_json(found)
@@ -455,7 +457,7 @@ def _table(results: dict[str, Any], *, to_terminal: bool) -> str:
     """Write the table and the sentences under it; but for a terminal nothing is cut or coloured."""
     from rich.console import Console
 
-    from tgsent.report import results_table, sentences
+    from tgsent.report.tables import results_table, sentences
 
     console = Console() if to_terminal else Console(width=250, file=io.StringIO())
     with console.capture() as captured:
@@ -472,8 +474,8 @@ def _print_results(
 
     With `only`, these are the trials that count.
     """
-    from tgsent.report import notes
-    from tgsent.store import to_json
+    from tgsent.report.tables import notes
+    from tgsent.runs.folder import to_json
 
     sys.stdout.write(
         to_json(results) if as_json else _table(results, to_terminal=sys.stdout.isatty())
@@ -495,8 +497,8 @@ def _print_results(
 def _print_plan(
     settings: RunConfig, dataset: Dataset, splits: TrialSplits, *, as_json: bool
 ) -> None:
-    from tgsent.plan import make_plan, to_text
-    from tgsent.store import to_json
+    from tgsent.experiment.plan import make_plan, to_text
+    from tgsent.runs.folder import to_json
 
     plan, missing = make_plan(settings, dataset, splits)
     sys.stdout.write(to_json(plan) if as_json else printable(to_text(plan, settings.to_yaml())))

@@ -7,8 +7,10 @@ import errno
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from tgsent.errors import StorageError
 
@@ -108,3 +110,34 @@ def show_size(size: int) -> str:
     if size >= 1e8:
         return f"{size / 1e9:.1f} GB"
     return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+
+
+def cache_folder() -> Path:
+    """Name the folder, which need not exist: `TGSENT_CACHE`, or the system's place for caches."""
+    if named := os.environ.get("TGSENT_CACHE"):
+        return Path(named).absolute()  # programs are run in other folders
+    import pooch
+
+    return Path(pooch.os_cache("tgsent"))
+
+
+@contextlib.contextmanager
+def placing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """Lend a file to write; it takes its place at `path` when all went well, else it is gone.
+
+    Several processes may place the same file at once: each has its own until then. Only a durable
+    one is sure to be whole after a loss of power.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

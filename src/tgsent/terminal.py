@@ -1,10 +1,9 @@
-"""Text that is safe to show in a terminal, wherever it comes from."""
+"""Text that is safe to show: printable in a terminal, and without secrets."""
 
 from __future__ import annotations
 
+import os
 import re
-
-from tgsent.redaction import without_secrets
 
 # control characters but tab and line feed; what turns the direction of writing, which can make a
 # text read as another; halves of characters, which no terminal can be sent
@@ -27,3 +26,16 @@ def message(text: str) -> str:
 
 def _shortened(line: str) -> str:
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 210]} [...] {line[-200:]}"
+
+
+_NAMES = re.compile(r"(TOKEN|PASSWORD|SECRET|API_KEY|ACCESS_KEY|CREDENTIALS)S?$", re.IGNORECASE)
+_SHORTEST = 8
+_IN_ADDRESS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+
+
+def without_secrets(text: str) -> str:
+    """Write `***` for the values of variables such as HF_TOKEN, and for `user:password@`."""
+    for name, value in os.environ.items():
+        if _NAMES.search(name) and len(value) >= _SHORTEST:
+            text = text.replace(value, "***")
+    return _IN_ADDRESS.sub("***", text)

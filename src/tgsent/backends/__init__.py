@@ -1,0 +1,1 @@
+"""What trains and predicts: native, SimpleT5, or a baseline."""

@@ -1,0 +1,1 @@
+"""Data files, samples and splits."""

@@ -1,0 +1,1 @@
+"""Predictions and the statistics on them."""

@@ -1,0 +1,162 @@
+"""Let a fine-tuned model answer: generate, parse, and keep the raw text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tgsent.config import TrialSpec
+from tgsent.modeling.family import Batch
+from tgsent.modeling.loading import LoadedModel
+from tgsent.modeling.prompts import PromptEncoder, parse, render_target
+from tgsent.records import Example, Prediction, Progress
+from tgsent.training import processes
+
+Prompt = tuple[int, ...]
+
+CONTENT_FREE = ("N/A", "[MASK]", "")
+"""Content-free texts, for which an unbiased model prefers no label (Zhao et al. 2021)."""
+
+
+@torch.inference_mode()
+def classify(
+    loaded: LoadedModel,
+    encoder: PromptEncoder,
+    examples: Sequence[Example],
+    spec: TrialSpec,
+    progress: Progress,
+    prior: Sequence[float] | None = None,
+) -> tuple[Prediction, ...]:
+    """Answer each example's text, in order.
+
+    Texts of about one length are answered together, the longest first; the answers do not depend
+    on that, nor on how many processes share them. `prior` corrects the probabilities of
+    `decoding: score`, as `corrected` says.
+    """
+    prompts = encoder.encode_prompts([example.text for example in examples])
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
+    size = spec.evaluation.batch_size
+    answer = partial(_score, prior=prior) if spec.evaluation.decoding == "score" else _generate
+    predictions: dict[int, Prediction] = {}
+    loaded.model.eval()
+    with progress.task(f"{spec.title}, evaluation", len(examples)) as task:
+        for start in range(0, len(order), size)[processes.rank() :: processes.count()]:
+            indices = order[start : start + size]
+            answers = answer(loaded, encoder, [prompts[i] for i in indices], spec)
+            for index, (text, probabilities) in zip(indices, answers, strict=True):
+                predictions[index] = Prediction(
+                    text=examples[index].text,
+                    label=examples[index].label,
+                    predicted=parse(spec.prompt, spec.labels, text),
+                    generated=text,
+                    probabilities=probabilities,
+                )
+            task.advance(len(indices) * processes.count())
+    everything = {i: p for part in processes.gather(predictions) for i, p in part.items()}
+    return tuple(everything[i] for i in range(len(examples)))
+
+
+def _generate(
+    loaded: LoadedModel, encoder: PromptEncoder, prompts: Sequence[Prompt], spec: TrialSpec
+) -> Iterator[tuple[str, None]]:
+    """Generate until the end token, but no more tokens than the longest target has.
+
+    Greedily, but for what the package SimpleT5 has trained: that is searched for as it does.
+    """
+    batch = _to_device(loaded.family.prompt_batch(prompts, loaded.ids), loaded)
+    targets = list(encoder.targets.values())
+    constrained = spec.evaluation.decoding == "constrained"
+    generated: Tensor = loaded.model.generate(  # type: ignore[operator]  # transformers 5 leaves it untyped
+        **batch,
+        do_sample=False,
+        **_search(spec, targets),
+        prefix_allowed_tokens_fn=_allowed(loaded, targets, batch) if constrained else None,
+    )
+    for row in loaded.family.new_tokens(generated, batch).tolist():
+        end = row.index(loaded.ids.end) if loaded.ids.end in row else len(row)
+        yield loaded.decode(row[:end]), None
+
+
+def _search(spec: TrialSpec, targets: Sequence[Prompt]) -> dict[str, Any]:
+    if spec.training.backend == "native":
+        return {"num_beams": 1, "max_new_tokens": max(map(len, targets))}
+    package = spec.training.simplet5
+    return {
+        "num_beams": package.num_beams,
+        "max_new_tokens": package.target_max_tokens - 1,  # which count the token to start with
+        "repetition_penalty": package.repetition_penalty,
+        "early_stopping": True,
+    }
+
+
+def _allowed(
+    loaded: LoadedModel, targets: Sequence[Prompt], batch: Batch
+) -> Callable[[int, Tensor], list[int]]:
+    """Allow only tokens that continue one of the targets."""
+
+    def allowed(row: int, ids: Tensor) -> list[int]:
+        del row
+        so_far = tuple(loaded.family.new_tokens(ids[None], batch)[0].tolist())
+        following = {t[len(so_far)] for t in targets if t[: len(so_far)] == so_far < t}
+        return sorted(following) or [loaded.ids.end]
+
+    return allowed
+
+
+@torch.inference_mode()
+def label_prior(
+    loaded: LoadedModel, encoder: PromptEncoder, spec: TrialSpec
+) -> tuple[float, ...] | None:
+    """Return each label's mean probability over content-free texts; None without calibration."""
+    if spec.calibration == "none":
+        return None
+    counts = encoder.truncated, encoder.truncated_tokens
+    # the prompt of the empty text is empty where the template is the bare text
+    prompts = [prompt for prompt in encoder.encode_prompts(CONTENT_FREE) if prompt]
+    encoder.truncated, encoder.truncated_tokens = counts  # the user did not write these texts
+    loaded.model.eval()
+    probabilities = _log_likelihoods(loaded, encoder, prompts, spec).softmax(dim=1)
+    return tuple(probabilities.mean(dim=0).tolist())
+
+
+def corrected(log_likelihoods: Tensor, prior: Sequence[float] | None) -> Tensor:
+    """Turn the labels' log-likelihoods (B, labels) into probabilities.
+
+    With a `prior`, divide each probability by its label's prior and normalize. Logarithms are
+    subtracted instead, so that a vanishing prior does not overflow.
+    """
+    if prior is not None:
+        shares = torch.tensor(prior, dtype=torch.float64, device=log_likelihoods.device)
+        smallest = torch.finfo(torch.float64).tiny
+        log_likelihoods = log_likelihoods - shares.clamp(min=smallest).log()
+    return log_likelihoods.softmax(dim=1)
+
+
+def _score(
+    loaded: LoadedModel,
+    encoder: PromptEncoder,
+    prompts: Sequence[Prompt],
+    spec: TrialSpec,
+    prior: Sequence[float] | None,
+) -> Iterator[tuple[str, tuple[float, ...]]]:
+    """Choose the likeliest target; its likelihood is that of its tokens and the end token."""
+    for row in corrected(_log_likelihoods(loaded, encoder, prompts, spec), prior).tolist():
+        likeliest = spec.labels[row.index(max(row))]
+        yield render_target(spec.prompt, likeliest), tuple(row)
+
+
+def _log_likelihoods(
+    loaded: LoadedModel, encoder: PromptEncoder, prompts: Sequence[Prompt], spec: TrialSpec
+) -> Tensor:
+    """Compute the log-likelihood of each label's target after each prompt: (B, labels)."""
+    batch = _to_device(loaded.family.prompt_batch(prompts, loaded.ids), loaded)
+    targets = [encoder.targets[label] for label in spec.labels]
+    return loaded.family.log_likelihoods(loaded.model, batch, targets, loaded.ids).double()
+
+
+def _to_device(batch: Batch, loaded: LoadedModel) -> Batch:
+    return {name: tensor.to(loaded.model.device) for name, tensor in batch.items()}

@@ -1,0 +1,123 @@
+"""What a trial will take on this machine, measured in a few of its steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from accelerate.utils import set_seed
+
+from tgsent.config import TrialSpec
+from tgsent.evaluation.generate import classify
+from tgsent.modeling import loading, speedups
+from tgsent.modeling.prompts import choose_shots
+from tgsent.progress import Quiet
+from tgsent.records import Example, Split
+from tgsent.training import loop, memory, trainable
+
+_MEASURED = 5
+"""Batches that are measured, in training and in evaluation."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one trial."""
+
+    loading_seconds: float
+    training_seconds: float
+    evaluation_seconds: float
+    peak_memory_bytes: int
+    """The highest resident memory of this process, which a run will have as well."""
+
+    @property
+    def seconds(self) -> float:
+        """In all."""
+        return self.loading_seconds + self.training_seconds + self.evaluation_seconds
+
+
+def measure(spec: TrialSpec, split: Split) -> Cost:
+    """Take a few steps of a trial and tell from them what all will take.
+
+    The weights are random ones, as their values change no time. A step's time is taken to grow in
+    line with its padded tokens, so that batches of several lengths are measured, the longest among
+    them, which needs the most memory. Raises TrialError where that is more than there is.
+    """
+    accelerator = loop.make_accelerator(spec.training)
+    started = time.perf_counter()
+    init = "tiny" if spec.training.init == "tiny" else "random"
+    training = spec.training.model_copy(update={"init": init})
+    spec = spec.model_copy(update={"training": training})
+    set_seed(spec.seed)
+    with memory.explained(spec, "loading"):
+        loaded = loading.load(spec, split.train)
+    speedups.apply(loaded.model)
+    shots = choose_shots(split.train, spec)
+    encoder = loading.prompt_encoder(loaded, spec, shots)
+    examples = encoder.encode_examples([one for one in split.train if one not in shots])
+    loading_seconds = time.perf_counter() - started
+
+    collate = loop.collator(loaded, training)
+    pad_to = loop.pad_to(training)
+    with memory.explained(spec, "training"):
+        merge = trainable.prepare(loaded.model, training)
+        model, optimizer = loop.prepare(
+            loaded.model, loop.make_optimizer(loaded.model, 1e-9, 0.0), accelerator
+        )
+        model.train()
+
+        def step(batch: Sequence[int]) -> float:
+            begun = time.perf_counter()
+            loop.take_step(
+                model, optimizer, accelerator, [examples[i] for i in batch], collate, training, 1e-9
+            )
+            return time.perf_counter() - begun
+
+        batches = loop.epoch_batches(
+            [len(example) for example in examples],
+            training.batch_size,
+            spec.seed,
+            grouped=pad_to is None,
+        )
+        tokens = [_padded([len(examples[i]) for i in batch], pad_to) for batch in batches]
+        training_seconds = training.epochs * _extrapolated(tokens, lambda k: step(batches[k]))
+        merge()
+    with memory.explained(spec, "evaluation"):
+        size = spec.evaluation.batch_size
+        texts = sorted(split.tested, key=lambda example: len(example.text), reverse=True)
+        parts = [texts[start : start + size] for start in range(0, len(texts), size)]
+
+        def answer(part: Sequence[Example]) -> float:
+            begun = time.perf_counter()
+            classify(loaded, encoder, part, spec, Quiet())
+            return time.perf_counter() - begun
+
+        letters = [_padded([len(example.text) for example in part], None) for part in parts]
+        evaluation_seconds = _extrapolated(letters, lambda k: answer(parts[k]))
+    return Cost(
+        loading_seconds=loading_seconds,
+        training_seconds=training_seconds,
+        evaluation_seconds=evaluation_seconds,
+        peak_memory_bytes=memory.peak(),
+    )
+
+
+def _padded(lengths: Sequence[int], pad_to: int | None) -> int:
+    """Give what a batch of these lengths counts with its padding."""
+    return len(lengths) * (pad_to or max(lengths))
+
+
+def _extrapolated(sizes: Sequence[int], timed: Callable[[int], float]) -> float:
+    """Time some of the parts, by their places, and give the seconds that all would take."""
+    by_size = sorted(range(len(sizes)), key=sizes.__getitem__)
+    timed(by_size[-1])  # the first of all takes longer
+    places = np.linspace(0, len(sizes) - 1, _MEASURED).round().astype(int)
+    chosen = [by_size[place] for place in dict.fromkeys(places.tolist())]
+    seconds = [timed(part) for part in chosen]
+    if len({sizes[part] for part in chosen}) < 2:
+        return float(np.mean(seconds)) * len(sizes)
+    slope, start = np.polyfit([sizes[part] for part in chosen], seconds, 1)
+    if slope < 0:  # nothing but noise
+        return float(np.mean(seconds)) * len(sizes)
+    return float(np.clip(start + slope * np.array(sizes), min(seconds) / 2, None).sum())

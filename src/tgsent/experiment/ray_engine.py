@@ -1,0 +1,223 @@
+"""Trials on a Ray cluster: many at once, on as many machines as there are."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import signal
+import socket
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tgsent import __version__
+from tgsent.config import EngineConfig, TrialSpec
+from tgsent.errors import TgsentError, UnavailableError
+from tgsent.progress import Quiet
+from tgsent.records import Failure, Progress, Splits, TrialResult
+from tgsent.training import interrupts
+
+Returned = tuple[TrialResult | Failure, dict[str, bytes]]
+"""What a trial gives, and the files of its model and its trackers by their paths."""
+
+_ATTEMPTS = 3
+"""Machines on which a trial may die before it counts as failed."""
+
+
+def attempts(
+    pending: Sequence[TrialSpec],
+    splits: Splits,
+    engine: EngineConfig,
+    data: dict[str, Any],
+    progress: Progress,
+    died: Callable[[TrialSpec, str], None],
+) -> Iterator[tuple[TrialSpec, TrialResult | Failure, dict[str, bytes]]]:
+    """Run trials as tasks of a Ray cluster; give what they give, in the order that they end.
+
+    What all of them need travels once, through Ray's object store; the workers share no disk with
+    this machine. A trial whose machine dies is run again elsewhere, and `died` is told. Raises
+    UnavailableError where
+    there is no Ray, no cluster, or no machine in it that is large enough.
+    """
+    with _cluster():
+        cpus = engine.cpus_per_trial or _own_threads()
+        _check_room(cpus, engine.gpus_per_trial)
+        common = _Common(splits, data, cpus, engine.gpus_per_trial)
+        at_once = engine.max_concurrent or len(pending)
+        yield from _Driver(pending, common, at_once, progress, died).run()
+
+
+@dataclass(frozen=True)
+class _Common:
+    """What every trial needs."""
+
+    splits: Splits
+    data: dict[str, Any]
+    cpus: int
+    gpus: float
+    version: str = __version__
+
+
+@contextlib.contextmanager
+def _cluster() -> Iterator[None]:
+    """Join the cluster that RAY_ADDRESS names, or start one on this machine."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise UnavailableError(
+            "--engine ray: Ray is not installed; install it with: pip install 'tgsent[ray]'"
+        ) from None
+    address = os.environ.get("RAY_ADDRESS")
+    ours = signal.getsignal(signal.SIGTERM)
+    try:
+        _knock(address)
+        ray.init(
+            address=address or "local", log_to_driver=False, logging_level=logging.ERROR,
+            include_dashboard=None if address else False,
+        )  # fmt: skip
+    except Exception as error:  # noqa: BLE001  of many kinds, whatever keeps Ray from starting
+        where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "Ray on this machine"
+        reason = str(error).strip().splitlines()[0]
+        raise UnavailableError(
+            f"--engine ray: cannot reach {where}: {reason}\n"
+            "`ray status` shows a cluster; without RAY_ADDRESS one is started here"
+        ) from None
+    signal.signal(signal.SIGTERM, ours)  # Ray has put its own in place
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str | None) -> None:
+    """Raise OSError where nobody answers at `HOST:PORT`, which Ray would try for minutes."""
+    if address and (found := re.fullmatch(r"([^/]+):(\d+)", address)):
+        socket.create_connection((found[1], int(found[2])), timeout=10).close()
+
+
+def _own_threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _check_room(cpus: int, gpus: float) -> None:
+    """Raise UnavailableError where no machine is large enough: a trial would wait forever."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+        return
+    there = ", ".join(
+        dict.fromkeys(f"{n.get('CPU', 0):g} CPUs and {n.get('GPU', 0):g} GPUs" for n in nodes)
+    )
+    raise UnavailableError(
+        f"--engine ray: a trial takes {cpus} CPUs and {gpus:g} GPUs, and no machine of the cluster"
+        f" has as many ({there}); set engine.cpus_per_trial and engine.gpus_per_trial"
+    )
+
+
+@dataclass
+class _Driver:
+    """Hands out trials and takes in what they give."""
+
+    pending: Sequence[TrialSpec]
+    common: _Common
+    at_once: int
+    progress: Progress
+    died: Callable[[TrialSpec, str], None]
+    _deaths: dict[str, int] = field(default_factory=dict, init=False)
+
+    def run(self) -> Iterator[tuple[TrialSpec, TrialResult | Failure, dict[str, bytes]]]:
+        """Keep as many trials going as may be."""
+        import ray
+
+        remote = ray.remote(num_cpus=self.common.cpus, num_gpus=self.common.gpus, max_retries=0)(
+            _trial
+        )
+        common = ray.put(self.common)
+        waiting, running = list(reversed(self.pending)), dict[Any, TrialSpec]()
+        with self.progress.task("trials on Ray", len(self.pending)) as task:
+            while waiting or running:
+                while waiting and len(running) < self.at_once:
+                    spec = waiting.pop()
+                    running[remote.remote(common, spec)] = spec
+                ended, _ = ray.wait(list(running), timeout=0.5)
+                if interrupts.requested():
+                    raise KeyboardInterrupt
+                for reference in ended:
+                    spec = running.pop(reference)
+                    if (outcome := self._outcome(reference, spec)) is None:
+                        waiting.append(spec)
+                        continue
+                    task.advance(1)
+                    yield spec, *outcome
+
+    def _outcome(self, reference: Any, spec: TrialSpec) -> Returned | None:
+        """Give what a trial gave, or None where it is to be run again."""
+        import ray
+        from ray import exceptions
+
+        try:
+            outcome: Returned = ray.get(reference)
+        except exceptions.RayTaskError as error:
+            return Failure(_reason(error), str(error)), {}
+        except exceptions.RayError as error:  # of its process or machine
+            deaths = self._deaths[spec.title] = self._deaths.get(spec.title, 0) + 1
+            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            if deaths == _ATTEMPTS:
+                message = f"its process or machine died {deaths} times: {reason}"
+                return Failure(message, str(error)), {}
+            self.died(spec, reason)
+            return None
+        return outcome
+
+
+def _reason(error: Exception) -> str:
+    """Say in one line what a worker could not do at all."""
+    text = str(error)
+    if missing := re.search(r"No module named '([^'.]+)", text):
+        return (
+            f"a machine of the cluster has no module {missing[1]}: there,"
+            f" pip install 'tgsent[ray]=={__version__}'"
+        )
+    return text.strip().splitlines()[-1]
+
+
+def _trial(common: _Common, spec: TrialSpec) -> Returned:
+    """Run a trial on whatever machine this is."""
+    if common.gpus == 0:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves those that it has not given in sight
+    from tgsent.experiment.attempt import attempt
+
+    if common.version != __version__:
+        return Failure(f"a machine has tgsent {__version__}, and the run {common.version}"), {}
+    with tempfile.TemporaryDirectory(prefix="tgsent-", ignore_cleanup_errors=True) as name:
+        place = Path(name)
+        save_to = place / "model" if spec.save_model else None
+        if save_to is not None:
+            save_to.mkdir()
+        try:
+            outcome = attempt(
+                spec,
+                common.splits[spec.trial - 1],
+                Quiet(),
+                data=common.data,
+                cpus=common.cpus,
+                save_to=save_to,
+                checkpoints_in=None,
+                track_in=place / "trackers",
+            )
+        except TgsentError as error:  # of this machine, which may not be so of the others
+            return Failure(f"on {socket.gethostname()}: {error}"), {}
+        files = {
+            str(file.relative_to(place)): file.read_bytes()
+            for file in place.rglob("*")
+            if file.is_file()
+        }
+    return outcome, files

@@ -1,1 +1,0 @@
-"""Fine-tuning: one loop, and what differs between the model families."""

@@ -1,0 +1,155 @@
+"""Parts of the library's models done faster: the same numbers, dropout in distribution.
+
+`scripts/bench_tries.py` measures what each brings; what was not kept is in `docs/benchmarks.md`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import DynamicCache, PreTrainedModel
+from transformers.activations import NewGELUActivation
+
+from tgsent.modeling.family import cache_argument
+
+_LAST_MLP = {"gpt2": "transformer.h.{}.mlp", "gpt_neo": "transformer.h.{}.mlp"}
+"""Where the tested architectures have what works position by position in their last block."""
+
+
+def apply(model: PreTrainedModel) -> None:
+    """Change `model` in place; parameters, their names and the configuration stay as they are."""
+    fuse_gelu(model)
+    draw_less_for_dropout(model)
+    read_prefix_once(model)
+    skip_unread_positions(model)  # after what changes the positions that are asked for
+
+
+def fuse_gelu(model: PreTrainedModel) -> None:
+    """Compute GPT's approximation of GELU in one kernel, where the library takes eight."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, NewGELUActivation):
+            model.set_submodule(name, nn.GELU(approximate="tanh"))
+
+
+def draw_less_for_dropout(model: PreTrainedModel) -> None:
+    """Replace torch's dropout by the one below."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Dropout) and 0 < module.p < 1:
+            model.set_submodule(name, Dropout(module.p).train(module.training))
+
+
+def read_prefix_once(model: PreTrainedModel) -> None:
+    """Have GPT's kin read once, in training, what all texts of a batch begin with."""
+    if model.config.model_type in _LAST_MLP:
+        model.register_forward_pre_hook(_read_prefix_once, with_kwargs=True)
+
+
+def skip_unread_positions(model: PreTrainedModel) -> None:
+    """Run the last block's MLP only at the positions whose logits are asked for.
+
+    No other position is read after it: the final norm and the head take each by itself.
+    """
+    if place := _LAST_MLP.get(model.config.model_type):
+        last = model.config.num_hidden_layers - 1
+        _OnlyWhereAsked(model, model.get_submodule(place.format(last)))
+
+
+class Dropout(nn.Dropout):
+    """Dropout that draws 16 random bits for an element on a CPU; torch draws a double there.
+
+    So the share that is dropped is a multiple of 2**-16, and what is kept is scaled for that share.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  torch's name for it
+        """Drop elements of a tensor of any shape, in training only."""
+        if not self.training or input.device.type != "cpu":
+            return functional.dropout(input, self.p, self.training)
+        dropped: Tensor = _Drop.apply(input, min(round(self.p * 2**16), 2**16 - 1))  # type: ignore[no-untyped-call]
+        return dropped
+
+
+class _Drop(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, dropped: int) -> Tensor:
+        """Keep a value where its 16 bits, as a number from -2**15, are not among the lowest."""
+        size = values.numel()
+        bits = torch.empty((size + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+        keep = bits.view(torch.int16)[:size].view(values.shape) >= dropped - 2**15
+        ctx.scale = 2**16 / (2**16 - dropped)
+        ctx.save_for_backward(keep)
+        return torch.mul(values, keep).mul_(ctx.scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """Let through what was kept."""
+        (keep,) = ctx.saved_tensors
+        return torch.mul(gradient, keep).mul_(ctx.scale), None
+
+
+def _read_prefix_once(
+    model: PreTrainedModel, args: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Read the prefix as one text, and let the rest of every text follow it in the cache.
+
+    Dropout then drops the same in all copies of the prefix. Not on other devices than a CPU, where
+    two small passes take longer than one; nor beside gradient checkpointing, which knows no cache.
+    """
+    if args or not model.training or named.get("use_cache") or _is_checkpointing(model):
+        return None
+    length = _shared_prefix(named)
+    if not length:
+        return None
+    ids = named["input_ids"]
+    cache = DynamicCache(config=model.config)
+    with_cache = {cache_argument(model): cache, "use_cache": True}
+    model(input_ids=ids[:1, :length], logits_to_keep=1, **with_cache)
+    cache.batch_repeat_interleave(len(ids))
+    rest = {"input_ids": ids[:, length:], "logits_to_keep": named["logits_to_keep"] - length}
+    return args, {**named, **rest, **with_cache}
+
+
+def _is_checkpointing(model: PreTrainedModel) -> bool:
+    """Tell whether blocks are computed again for the gradients; transformers 5.24 renamed it."""
+    new, old = "is_activation_checkpointing", "is_gradient_checkpointing"
+    return bool(getattr(model, new if hasattr(model, new) else old))
+
+
+def _shared_prefix(named: dict[str, Any]) -> int:
+    """Count the first columns that all texts (B, T) share and no logits are asked for at."""
+    ids, asked, mask = (named.get(k) for k in ("input_ids", "logits_to_keep", "attention_mask"))
+    if not isinstance(asked, Tensor) or ids is None or mask is None:
+        return 0
+    if len(ids) < 2 or ids.device.type != "cpu":
+        return 0
+    same = ((ids == ids[0]) & (mask == 1)).all(dim=0)
+    return min(int(same.long().cumprod(dim=0).sum()), int(asked.min()))
+
+
+class _OnlyWhereAsked:
+    """Hooks that cut an MLP's input to some positions; a module would rename the weights."""
+
+    def __init__(self, model: PreTrainedModel, mlp: nn.Module) -> None:
+        self.columns: Tensor | slice = slice(None)
+        self.shape = torch.Size()
+        model.register_forward_pre_hook(self.note, with_kwargs=True)
+        mlp.register_forward_pre_hook(self.cut)
+        mlp.register_forward_hook(self.put_back)
+
+    def note(self, _model: nn.Module, _args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """Keep what the model's caller asks for: some columns, or a number of last ones, 0 all."""
+        kept = named.get("logits_to_keep", 0)
+        self.columns = kept if isinstance(kept, Tensor) else slice(-kept if kept else None, None)
+
+    def cut(self, _mlp: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        """Take the columns of what goes in: (B, T, width) to (B, columns, width)."""
+        self.shape = args[0].shape
+        return (args[0][:, self.columns].contiguous(),)
+
+    def put_back(self, _mlp: nn.Module, _args: tuple[Tensor], output: Tensor) -> Tensor:
+        """Put what comes out where it belongs, among zeros: (B, T, width)."""
+        result = output.new_zeros(self.shape)
+        result[:, self.columns] = output
+        return result

@@ -1,0 +1,66 @@
+"""The signature: one line that names everything a score depends on, and nothing else.
+
+Two scores are comparable when they differ in nothing but the model and its recipe; two runs whose
+signatures are equal are the same experiment, and on one machine give the same numbers. The idea is
+sacrebleu's (Post 2018).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from tgsent import __version__
+from tgsent.config import TrialSpec
+from tgsent.records import Split
+
+METRIC = "macro_f1"
+_SHOWN = 3
+
+
+def of_trial(spec: TrialSpec, split: Split, commit: str | None, precision: str) -> str:
+    """Sign one trial; `precision` is what it was trained in."""
+    settings = spec.settings
+    model = f"{spec.model}@{commit[:12]}" if commit else spec.model
+    parts = {
+        "tgsent": __version__,
+        "labels": _hash(list(spec.labels)),
+        "split": split.sha256[:12],
+        "seed": spec.seed,
+        "model": model.replace("|", "_"),
+        **({"weights": spec.weights[:12]} if spec.weights else {}),
+        "init": "fitted" if spec.is_baseline else spec.training.init,
+        "backend": "fitted" if spec.is_baseline else spec.training.backend,
+        "recipe": "fitted" if spec.is_baseline else _hash(settings["training"]),
+        "precision": precision,
+        "prompt": "none" if spec.is_baseline else _hash([settings["prompt"]]),
+        "decoding": "fitted" if spec.is_baseline else _decoding(spec),
+        "metric": METRIC,
+    }
+    head, *rest = (f"{key}:{value}" for key, value in parts.items())
+    return "|".join([head, *([split.origin] if split.origin else []), *rest])
+
+
+def _decoding(spec: TrialSpec) -> str:
+    calibrated = "" if spec.calibration == "none" else f", {spec.calibration}"
+    return spec.evaluation.decoding + calibrated
+
+
+def of_run(trials: Iterable[str]) -> str:
+    """Sign a run by the signatures of its trials: what they share, and what differs in short."""
+    values: dict[str, dict[str, None]] = {}  # in the order found, each once
+    for signature in trials:
+        for part in signature.split("|"):
+            key, _, value = part.partition(":")
+            values.setdefault(key, {})[value] = None
+    return "|".join(
+        f"{key}:{'+'.join(found) if len(found) <= _SHOWN else _hash(list(found))}"
+        for key, found in values.items()
+    )
+
+
+def _hash(value: Any) -> str:
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:12]

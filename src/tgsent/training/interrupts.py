@@ -1,0 +1,89 @@
+"""What SIGINT, SIGTERM and SIGHUP do: they end the run soon, and training between two steps."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+
+from tgsent.training import processes
+
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+
+SECONDS_TO_STOP = 8.0
+"""A step or a file that takes longer than this to finish is left unfinished."""
+
+GOING_ON = "what was finished is kept, and the same command does the rest"
+
+
+@dataclass
+class _State:
+    requested: bool = False
+    deferring: bool = False
+
+
+_state = _State()
+
+
+@contextlib.contextmanager
+def handled() -> Iterator[None]:
+    """Have the signals end what runs in the context: with KeyboardInterrupt, or as `deferred` does.
+
+    A second signal leaves at once, as a kill would, which loses nothing that was finished; not so
+    in one of several processes, which get it from the terminal and from what started them. Signals
+    that this process was started to ignore, as `nohup` does with SIGHUP, stay ignored.
+    """
+    _state.requested = _state.deferring = False
+    watch = threading.Timer(SECONDS_TO_STOP, _leave)
+    watch.daemon = True
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        if _state.requested and processes.count() > 1:
+            return  # what started the processes has passed the first one on
+        if _state.requested:
+            _leave()
+        _state.requested = True
+        watch.start()
+        if not _state.deferring:
+            raise KeyboardInterrupt
+
+    before = {}
+    for name in _SIGNALS:
+        number = getattr(signal, name, None)  # no SIGHUP on Windows
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            before[number] = signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        watch.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """Let the first signal only be noted in the context: what runs there asks `requested`."""
+    _state.deferring = True
+    try:
+        yield
+    finally:
+        _state.deferring = False
+    if _state.requested:  # too late for whoever should have asked
+        raise KeyboardInterrupt
+
+
+def requested() -> bool:
+    """Tell whether a signal has come; also one whose KeyboardInterrupt somebody swallowed."""
+    return _state.requested
+
+
+def _leave() -> None:
+    """End this process as a kill would; what stands on a terminal gets its cursor back."""
+    show_cursor = "\x1b[?25h" if os.isatty(2) else ""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{show_cursor}tgsent: interrupted; {GOING_ON}\n".encode())
+    os._exit(130)

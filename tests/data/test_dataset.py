@@ -1,0 +1,497 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.model_selection import train_test_split
+
+from tgsent.config import DataConfig, RunConfig, load
+from tgsent.data.dataset import Dataset, TrialSplits, load_dataset, make_splits
+from tgsent.errors import DataError
+from tgsent.records import Split
+
+Read = Callable[..., Dataset]
+
+
+@pytest.fixture
+def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
+    """Writes a file and reads it as data, all rows unless told otherwise."""
+    monkeypatch.chdir(tmp_path)
+
+    def write_and_read(name: str, content: str | bytes, **settings: Any) -> Dataset:
+        raw = content if isinstance(content, bytes) else content.encode()
+        Path(name).write_bytes(raw)
+        return load_dataset(DataConfig(path=name, **{"sample_size": None, **settings}))
+
+    return write_and_read
+
+
+def rows(dataset: Dataset) -> list[tuple[str, str]]:
+    return list(zip(dataset.frame["text"], dataset.frame["label"], strict=True))
+
+
+AB = [("a", "x"), ("b", "y")]
+
+
+# -------------------------------------------------------------------------------------- layouts
+
+
+def test_the_layout_of_sentiment140_is_known(read: Read) -> None:
+    lines = [
+        '"0","1","Mon Apr 06","NO_QUERY","me","caf\xe9, ""again"""',
+        '"4","2","Mon Apr 06","NO_QUERY","you","fine "',
+    ]
+    dataset = read("tweets.csv", "\n".join(lines).encode("iso-8859-1"))
+    assert rows(dataset) == [('caf\xe9, "again"', "negative"), ("fine ", "positive")]
+    assert dataset.labels == ("negative", "positive")
+    assert dataset.is_sentiment140
+
+
+def test_labels_of_the_known_layout_can_be_named(read: Read) -> None:
+    content = "0,1,d,q,u,a\n4,2,d,q,u,b\n"
+    assert read("t.csv", content, labels={"0": "bad", "4": "good"}).labels == ("bad", "good")
+
+
+def test_the_shipped_sample_is_not_the_articles_data() -> None:
+    dataset = load_dataset(DataConfig(path="sample", sample_size=None))
+    assert dataset.labels == ("negative", "positive")
+    assert not dataset.is_sentiment140
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "settings"),
+    [
+        ("t.csv", "text,label\na,x\nb,y\n", {}),
+        ("t.CSV", "text,label\na,x\nb,y\n", {}),
+        ("t.csv", "label,id,text\nx,1,a\ny,2,b\n", {}),
+        ("t.csv", "text,label\r\na,x\r\nb,y\r\n", {}),
+        ("t.csv", "text,label\ra,x\rb,y\r", {}),
+        ("t.csv", "text,label\n\na,x\n\nb,y", {}),
+        ("t.csv", "\ufefftext,label\na,x\nb,y\n", {}),
+        ("t.csv", "t,l\na,x\nb,y\n", {"text_column": "t", "label_column": "l"}),
+        ("t.csv", "a,9,x\nb,9,y\n", {"text_column": 0, "label_column": 2}),
+        ("t.csv", "1,0\nx,a\ny,b\n", {"text_column": "0", "label_column": "1"}),
+        ("t.tsv", "text\tlabel\na\tx\nb\ty\n", {}),
+        ("t.jsonl", '{"text": "a", "label": "x"}\n\n{"label": "y", "text": "b"}', {}),
+        ("t.jsonl", '\ufeff{"text": "a", "label": "x"}\n{"text": "b", "label": "y"}\n', {}),
+        ("t.ndjson", '{"text": "a", "label": "x"}\r\n{"text": "b", "label": "y"}\r\n', {}),
+    ],
+)
+def test_layouts(name: str, content: str, settings: dict[str, Any], read: Read) -> None:
+    dataset = read(name, content, **settings)
+    assert rows(dataset) == AB
+    assert dataset.labels == ("x", "y")
+    assert not dataset.is_sentiment140
+
+
+def test_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pd.DataFrame({"label": ["x", "y"], "text": ["a", "b"]}).to_parquet(path)
+    assert rows(load_dataset(DataConfig(path=str(path), sample_size=None))) == AB
+
+
+@pytest.mark.parametrize(
+    ("encoding", "settings"), [("utf-8", {}), ("cp1252", {"encoding": "cp1252"})]
+)
+def test_encodings(encoding: str, settings: dict[str, str], read: Read) -> None:
+    content = "text,label\nna\xefve \u20ac,x\nb,y\n".encode(encoding)
+    assert rows(read("t.csv", content, **settings))[0] == ("na\xefve \u20ac", "x")
+
+
+@pytest.mark.parametrize("text", ["NA", "null", "NaN", "None", "#N/A", "  x ", "1.0", "<NA>"])
+def test_texts_stay_what_they_are(text: str, read: Read) -> None:
+    assert rows(read("t.csv", f"text,label\n{text},x\nb,y\n"))[0] == (text, "x")
+
+
+@pytest.mark.parametrize("text", ["two\nlines", "two\r\nlines", "lone\rreturn", 'a "b", c', "a\tb"])
+def test_quoted_fields_hold_anything(text: str, read: Read) -> None:
+    quoted = '"' + text.replace('"', '""') + '"'
+    assert rows(read("t.csv", f"text,label\n{quoted},x\nb,y\n"))[0] == (text, "x")
+
+
+def test_a_line_of_jsonl_ends_at_a_newline_only(read: Read) -> None:
+    content = '{"text": "a\u2028b\x85", "label": "x"}\n{"text": "c", "label": "y"}\n'
+    assert rows(read("t.jsonl", content))[0] == ("a\u2028b\x85", "x")
+
+
+# --------------------------------------------------------------------------------------- labels
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [("xyx", ("x", "y")), ("110", ("0", "1")), (["NA", "b"], ("NA", "b"))],
+)
+def test_values_are_the_words_where_none_are_given(
+    values: list[str], labels: tuple[str, ...], read: Read
+) -> None:
+    content = "text,label\n" + "".join(f"t{i},{value}\n" for i, value in enumerate(values))
+    assert read("t.csv", content).labels == labels
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([0, 1], {"0": "no", "1": "yes"}),
+        ([0, 1], {0: "no", 1: "yes"}),
+        ([False, True], {"false": "no", "true": "yes"}),
+        ([False, True], {False: "no", True: "yes"}),
+        (["n", "y"], {"n": "no", "y": "yes"}),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_label_values_of_any_kind_get_words(
+    suffix: str, values: list[object], words: dict[Any, str], tmp_path: Path
+) -> None:
+    path = tmp_path / f"t.{suffix}"
+    frame = pd.DataFrame({"text": ["a", "b"], "label": values})
+    if suffix == "parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_json(path, orient="records", lines=True)
+    dataset = load_dataset(DataConfig(path=str(path), labels=words, sample_size=None))
+    assert rows(dataset) == [("a", "no"), ("b", "yes")]
+
+
+def test_words_keep_the_order_of_the_config(read: Read) -> None:
+    content = "text,label\na,1\nb,2\nc,3\n"
+    words = {"3": "high", "1": "low", "2": "medium"}
+    dataset = read("t.csv", content, labels=words)
+    assert dataset.labels == ("high", "low", "medium")
+    assert [label for _, label in rows(dataset)] == ["low", "medium", "high"]
+
+
+# --------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "settings", "message"),
+    [
+        ("t.xlsx", "x", {}, "t.xlsx: cannot tell the format; use .csv, .tsv, .jsonl or .parquet"),
+        ("t", "x", {}, "t: cannot tell the format"),
+        ("t.csv", "", {}, "t.csv: cannot be read: No columns"),
+        ("t.csv", "text,label\n", {}, "t.csv: holds no texts"),
+        ("t.csv", "text,lable\na,x\n", {}, 't.csv: no column "label"; there are: text, lable; set'),
+        (
+            "t.csv",
+            "a,x\nb,y\n",
+            {"text_column": 0, "label_column": 7},
+            'no column "7"; there are: 0,',
+        ),
+        (
+            "t.csv",
+            "a,x\nb,y\n",
+            {"text_column": 0, "label_column": "label"},
+            "data.text_column and data.label_column: give two names (the file has a header) or two",
+        ),
+        ("t.csv", b"text,label\na,x\n\xe9,y\n", {}, "t.csv, line 3: not utf-8 text (byte 0xe9)"),
+        ("t.csv", b"text,label\na,x\n\xff,y\n", {"encoding": "ascii"}, "line 3: not ascii text"),
+        ("t.csv", b"text,label\na,x\n", {"encoding": "hex"}, "t.csv: cannot be decoded as hex"),
+        ("t.csv", "text,label\na,x\n,y\nc,x\n,y\n", {}, "t.csv: rows 2, 4 without a text"),
+        ("t.csv", "text,label\na,x\nb,\n", {}, "t.csv: row 2 without a label"),
+        ("t.csv", "text,label\na,x\nb\n", {}, "t.csv: row 2 without a label"),
+        ("t.csv", 'text,label\na,x\n" \t",y\n', {}, "row 2 with nothing but white space as text"),
+        ("t.csv", "text,label\na,x\nb,y,z\n", {}, "t.csv: cannot be read: Error tokenizing data."),
+        ("t.csv", "text,label\na,x,1\nb,y,2\n", {}, "t.csv: row 1 has more fields than the header"),
+        ("t.csv", 'text,label\na,x\n"b,y\n', {}, "t.csv: cannot be read: Error tokenizing data."),
+        (
+            "t.csv",
+            "text,label\na,1\nb,0\nc,2\nd, 1\n",
+            {"labels": {"0": "n", "1": "p"}},
+            't.csv: rows 3, 4 with a label value that data.labels does not name: "2", " 1"',
+        ),
+        ("t.csv", "0,1,d,q,u,a\n4,2,d,q,u,b\n2,3,d,q,u,c\n", {}, "t.csv: row 3 with a label value"),
+        ("t.csv", "0,1,d,q,u,a\n4,2,d,q,u\n", {}, "t.csv: row 2 without a text"),
+        ("t.csv", "text,label\na,x\nb,x\n", {}, "t.csv: one label only: x; classifying needs two"),
+        (
+            "t.csv",
+            "text,label\na,bad\nb,badly\n",
+            {},
+            't.csv: the label word "bad" is the beginning',
+        ),
+        (
+            "t.csv",
+            "text,label\na, x\nb,y\n",
+            {},
+            "t.csv: the label word ' x' is empty or has white",
+        ),
+        (
+            "t.csv",
+            "text,label\n" + "".join(f"t{i},l{i:03}\n" for i in range(101)),
+            {},
+            "t.csv: 101 different labels; is data.label_column right?",
+        ),
+        (
+            "t.csv",
+            "text,label\na,x\nb,y\n",
+            {"sample_size": 100},
+            "t.csv: data.sample_size is 100, but there are 2 texts; lower it, or take all",
+        ),
+        (
+            "t.csv",
+            "text,label\na,x\nb,y\na,x\n",
+            {"sample_size": 40},
+            "there are 2 texts (3 before repeated texts were dropped)",
+        ),
+        ("t.jsonl", "", {}, "t.jsonl: holds no texts"),
+        ("t.jsonl", '{"text": "a", "label": 1}\n{"te', {}, "t.jsonl, line 2: no JSON"),
+        ("t.jsonl", '{"text": "a", "label": 1}\n[1]', {}, "t.jsonl, line 2: must be a JSON object"),
+        ("t.jsonl", '{"text": "a"}', {}, 't.jsonl, line 1: no column "label"; there are: text;'),
+        ("t.jsonl", '\n{"text": 3, "label": 1}', {}, 't.jsonl, line 2: "text" must be a text'),
+        ("t.jsonl", '\n{"text": null, "label": 1}', {}, "t.jsonl: row 2 without a text"),
+        ("t.jsonl", '{"text": "a", "label": null}', {}, "t.jsonl: row 1 without a label"),
+        ("t.jsonl", r'{"text": "a\ud83d", "label": 1}', {}, "t.jsonl, line 1: a character is cut"),
+        ("t.jsonl", "[" * 100_000, {}, "t.jsonl, line 1: no JSON"),
+        ("t.parquet", "PAR1 and no more PAR1", {}, "t.parquet: cannot be read: "),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_with_its_place(
+    name: str, content: str | bytes, settings: dict[str, Any], message: str, read: Read
+) -> None:
+    with pytest.raises(DataError) as caught:
+        read(name, content, **settings)
+    assert message in str(caught.value)
+    assert str(caught.value).count("\n") < 3
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"txt": ["a"], "label": ["x"]}, 'no column "text"; there are: txt, label'),
+        ({"text": [1], "label": ["x"]}, 'the column "text" must hold texts'),
+        ({"text": ["a", None], "label": ["x", "y"]}, "row 2 without a text"),
+        ({"text": ["a", "b"], "label": [1, None]}, "row 2 without a label"),
+    ],
+)
+def test_what_is_wrong_with_a_parquet_file(
+    columns: dict[str, list[Any]], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "t.parquet"
+    pd.DataFrame(columns).to_parquet(path)
+    with pytest.raises(DataError) as caught:
+        load_dataset(DataConfig(path=str(path), sample_size=None))
+    assert str(caught.value).startswith(f"{path}: {message}")
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("missing.csv", "No such file or directory"),
+        (".", "Is a directory"),
+        ("nul\0.csv", "embedded null byte"),
+    ],
+)
+def test_a_file_that_cannot_be_read(
+    path: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=f"cannot read the data: {reason}"):
+        load_dataset(DataConfig(path=path))
+
+
+# ------------------------------------------------------------------------------------ duplicates
+
+REPEATED = "text,label\na,x\nb,y\na,y\nc,x\nb,y\nd,y\n"
+
+
+def test_deduplicate_keeps_the_first_of_repeated_texts(read: Read) -> None:
+    dataset = read("t.csv", REPEATED, deduplicate=True)
+    assert rows(dataset) == [("a", "x"), ("b", "y"), ("c", "x"), ("d", "y")]
+    assert (dataset.rows, dataset.duplicates, dataset.dropped) == (6, 2, 2)
+    assert dataset.notes([]) == ["t.csv: 2 repeated texts were dropped"]
+
+
+def test_without_deduplicate_repeats_are_counted(read: Read) -> None:
+    dataset = read("t.csv", REPEATED, deduplicate=False)
+    assert len(dataset.frame) == 6
+    assert (dataset.rows, dataset.duplicates, dataset.dropped) == (6, 2, 0)
+
+
+def test_test_texts_that_stand_in_train_are_counted(read: Read) -> None:
+    content = "text,label\n" + "same,x\n" * 4 + "".join(f"t{i},y\n" for i in range(4))
+    config = {"deduplicate": False, "test_fraction": 0.5}
+    dataset = read("t.csv", content, **config)
+    splits = make_splits(dataset, RunConfig(trials=2, data=DataConfig(**config)))
+    assert [split.overlap for split in splits] == [2, 2]
+    assert dataset.notes(splits) == [
+        "t.csv: test texts that also stand in the training part: 2 in trial 1, 2 in trial 2;"
+        " data.deduplicate: true avoids that"
+    ]
+
+
+# ---------------------------------------------------------------------------------------- splits
+
+
+def split_of(counts: dict[str, int], test_fraction: float, *, seed: int = 1) -> Split:
+    """Trial 1 of made-up texts, as many of each label as `counts` says."""
+    labels = [label for label, count in counts.items() for _ in range(count)]
+    numbers = range(1, len(labels) + 1)
+    texts = [f"text {i}" for i in range(len(labels))]
+    dataset = Dataset(
+        frame=pd.DataFrame({"text": texts, "label": labels, "row": numbers}),
+        labels=tuple(counts),
+        sha256="",
+        source="made up",
+        is_sentiment140=False,
+        rows=len(labels),
+        duplicates=0,
+        dropped=0,
+    )
+    data = DataConfig(sample_size=None, test_fraction=test_fraction)
+    (split,) = make_splits(dataset, RunConfig(seed=seed, trials=1, data=data))
+    return split
+
+
+@pytest.mark.parametrize(
+    ("counts", "fraction", "message"),
+    [
+        ({"x": 50, "y": 1}, 0.5, 'the label "y" has 1 (row 51) of the 51 sampled texts, and'),
+        ({"x": 50, "y": 0}, 0.5, 'the label "y" has none of the 50 sampled texts'),
+        (
+            {"x": 97, "y": 3},
+            0.05,
+            'the label "y" has 3 (rows 98, 99, 100), but none in the test part of trial 1',
+        ),
+        (
+            {"x": 2, "y": 2},
+            0.05,
+            "data.test_fraction 0.05 cannot split 4 texts of 2 labels: The test_size = 1 should",
+        ),
+    ],
+)
+def test_every_label_must_be_in_both_parts(
+    counts: dict[str, int], fraction: float, message: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        split_of(counts, fraction)
+    assert str(caught.value).startswith(f"made up: {message}")
+
+
+@given(
+    st.lists(st.integers(2, 40), min_size=2, max_size=5),
+    st.floats(0.05, 0.95),
+    st.integers(0, 1000),
+)
+def test_a_split_shares_out_every_text_once(sizes: list[int], fraction: float, seed: int) -> None:
+    counts = {f"{index} label": size for index, size in enumerate(sizes)}
+    try:
+        split = split_of(counts, fraction, seed=seed)
+    except DataError:  # a label is too small for one of the parts
+        assert min(sizes) * min(fraction, 1 - fraction) < 2
+        return
+    texts = [example.text for example in (*split.train, *split.test)]
+    assert sorted(texts) == sorted(f"text {i}" for i in range(sum(sizes)))
+    assert Counter(e.label for e in (*split.train, *split.test)) == counts
+    assert {e.label for e in split.train} == {e.label for e in split.test} == set(counts)
+    assert abs(len(split.test) - fraction * sum(sizes)) < 1
+
+
+def test_the_hash_of_a_split_is_stable() -> None:
+    assert split_of({"x": 6, "y": 6}, 0.5).sha256 == (
+        "fff2755b2776f9ee4f3fdfa06eba7f9e5898ed4c74aa295e1f10c2bf59a7145f"
+    )
+
+
+def test_the_hash_of_a_split_tells_trials_texts_and_labels_apart(read: Read) -> None:
+    def hashes(content: str) -> list[str]:
+        dataset = read("t.csv", content)
+        config = RunConfig(data=DataConfig(sample_size=None, test_fraction=0.5))
+        return [split.sha256 for split in make_splits(dataset, config)]
+
+    content = "text,label\na,x\nb,x\nc,x\nd,y\ne,y\nf,y\ng,y\n"
+    all_hashes = hashes(content)
+    assert hashes(content) == all_hashes
+    all_hashes += hashes(content.replace("a,x", "A,x"))
+    all_hashes += hashes(content.replace(",x", ",z"))
+    assert len(set(all_hashes)) == 9
+
+
+# ---------------------------------------------------------------------------------- real tweets
+
+
+def test_sample_and_splits_are_those_of_pandas_and_scikit_learn(tweets: Path) -> None:
+    frame = pd.read_csv(
+        tweets, header=None, encoding="iso-8859-1", dtype=str, keep_default_na=False
+    )[[5, 0]]
+    sample = frame.sample(10_000, random_state=1)
+    words = {"0": "negative", "4": "positive"}
+
+    data = DataConfig(path=str(tweets), deduplicate=False)
+    dataset = load_dataset(data)
+    assert dataset.is_sentiment140
+    assert rows(dataset) == list(zip(sample[5], sample[0].map(words), strict=True))
+    for split in make_splits(dataset, RunConfig(data=data)):
+        parts = train_test_split(
+            sample, test_size=0.05, stratify=sample[0], random_state=split.trial
+        )
+        for part, examples in zip(parts, (split.train, split.test), strict=True):
+            assert [e.text for e in examples] == list(part[5])
+            assert [e.label for e in examples] == list(part[0].map(words))
+
+
+# ------------------------------------------------------------------------------- extra test texts
+
+
+def with_extra(size: int, *overrides: str) -> tuple[Dataset, TrialSplits]:
+    config = load(
+        "smoke",
+        overrides=["data.sample_size=400", f"data.extra_test_size={size}", *overrides],
+    )
+    dataset = load_dataset(config.data)
+    return dataset, make_splits(dataset, config)
+
+
+def test_extra_test_texts_are_from_outside_the_sample_and_the_same_for_all_trials() -> None:
+    dataset, splits = with_extra(100)
+    plain, plain_splits = with_extra(0)
+    assert [s.sha256 for s in splits] == [s.sha256 for s in plain_splits]
+    assert dataset.frame.equals(plain.frame)
+    for split in splits:
+        assert len(split.extra) == len({e.text for e in split.extra}) == 100
+        assert split.tested == (*split.test, *split.extra)
+        assert not {e.text for e in split.extra} & {e.text for e in (*split.train, *split.test)}
+        of_first = sum(e.label == dataset.labels[0] for e in split.extra)
+        assert abs(of_first - 50) <= 1
+    assert splits[0].extra_sha256 == splits[1].extra_sha256 != ""
+    assert plain_splits[0].extra_sha256 == ""
+    assert with_extra(100)[1].summaries == splits.summaries
+    assert with_extra(101)[1][0].extra_sha256 != splits[0].extra_sha256
+
+
+def test_repeats_of_sampled_texts_are_no_extra_test_texts(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    rows = [f"text {i % 60},{'good' if i % 2 else 'bad'}" for i in range(120)]
+    path.write_text("\n".join(["text,label", *rows]), "utf-8")
+    overrides = (f"data.path={path}", "data.sample_size=40", "data.deduplicate=false")
+    _, splits = with_extra(10, *overrides)
+    for split in splits:
+        assert not {e.text for e in split.extra} & {e.text for e in (*split.train, *split.test)}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("data.sample_size=null",), "with data.sample_size: null all texts are in the sample"),
+        (
+            ("data.sample_size=2900", "data.extra_test_size=300"),
+            "but only 100 texts are not in the",
+        ),
+        (("data.extra_test_size=1",), "data.extra_test_size 1: "),
+    ],
+)
+def test_extra_test_texts_that_are_not_there(overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        with_extra(10, *overrides)
+
+
+def test_a_blank_line_does_not_hide_rows_with_more_fields_than_the_header(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    rows = [f"id{i},text {i},{'good' if i % 2 else 'bad'}" for i in range(40)]
+    path.write_text("\n".join(["text,label", "   ", *rows]), "utf-8")
+    with pytest.raises(DataError, match="more fields than the header"):
+        load_dataset(DataConfig(path=str(path), sample_size=None))
