@@ -1,0 +1,1 @@
+"""The run folder: written, read back and combined."""
