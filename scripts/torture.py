@@ -1,7 +1,7 @@
 """Do to runs what happens to runs of hours, and worse, and see that nothing is lost.
 
     python scripts/torture.py                     # all of it, about half an hour
-    python scripts/torture.py --short             # some of each, minutes
+    python scripts/torture.py --form short        # some of each, minutes; brief: fewer
     python scripts/torture.py --only kills disk   # parts
 
 kills    SIGKILL at random moments in runs of all three families, until they end
@@ -10,7 +10,7 @@ full     a full disk at every single step of every file's writing
 disk     small disks that are really full (needs the right to mount, as in `unshare -rm`)
 configs  broken, odd and hostile configs, from a seed
 data     the same for data files
-memory   fifty trials in one process
+memory   many trials in one process
 
 A case has survived where the run, started again, ends with the same files as one that was never
 disturbed, times aside, and no finished trial was run twice; and for an input where it ends in a
@@ -34,32 +34,36 @@ import torture_inputs
 import torture_runs
 from torture_runs import Tally
 
-PARTS = ("kills", "writes", "full", "disk", "configs", "data", "memory")
 TRIALS, GROWTH = 50, 1.05
+# how many cases each part has: in full, in the short form, in the tests of every commit
+CASES: dict[str, tuple[int | None, int, int]] = {
+    "kills": (400, 30, 6), "writes": (None, 10, 4), "full": (None, 8, 3), "disk": (60, 6, 2),
+    "configs": (50_000, 2_000, 300), "data": (20_000, 1_000, 150), "memory": (TRIALS, TRIALS, 15),
+}  # fmt: skip
+FORMS = ("full", "short", "brief")
 
 
-def do(part: str, folder: Path, *, short: bool, seed: int) -> Tally | None:
-    """Do one part; None where this machine does not let us."""
+def do(part: str, folder: Path, cases: int | None, seed: int) -> Tally | None:
+    """Run one part; return None where this machine does not allow it."""
     if part == "kills":
-        return torture_runs.kill_at_random(folder, 30 if short else 400, seed)
+        return torture_runs.kill_at_random(folder, cases or 0, seed)
     if part == "writes":
-        kinds = ("kill before", "kill after")
-        return torture_runs.fail_in_writes(folder, 10 if short else None, kinds, seed)
+        return torture_runs.fail_in_writes(folder, cases, ("kill before", "kill after"), seed)
     if part == "full":
-        return torture_runs.fail_in_writes(folder, 8 if short else None, ("disk full",), seed)
+        return torture_runs.fail_in_writes(folder, cases, ("disk full",), seed)
     if part == "disk":
-        return torture_runs.fill_a_disk(folder, 6 if short else 60)
+        return torture_runs.fill_a_disk(folder, cases or 0)
     if part == "configs":
-        return torture_inputs.feed_configs(folder, 2_000 if short else 50_000, seed)
+        return torture_inputs.feed_configs(folder, cases or 0, seed)
     if part == "data":
-        return torture_inputs.feed_data_files(folder, 1_000 if short else 20_000, seed)
-    return soak(folder)
+        return torture_inputs.feed_data_files(folder, cases or 0, seed)
+    return soak(folder, cases or 0)
 
 
-def soak(folder: Path) -> Tally:
-    """Run fifty trials in one process and look at its memory after each."""
+def soak(folder: Path, trials: int) -> Tally:
+    """Run many trials in one process and compare its memory after the first and the last ones."""
     tally, place = Tally(), torture_runs.Place(folder / "soak")
-    command = torture_runs.options(("gpt2",), trials=TRIALS, texts=60)
+    command = torture_runs.options(("gpt2",), trials=trials, texts=60)
     problems = torture_runs.finish(place, command)
     sizes = [int(size) for size in place.notes("memory")]
     early, late = sum(sizes[5:10]) / 5, sum(sizes[-5:]) / 5
@@ -67,16 +71,18 @@ def soak(folder: Path) -> Tally:
           f" {late / 1e6:.0f} MB", file=sys.stderr)  # fmt: skip
     if late > GROWTH * early:
         problems.append(f"memory grew from {early:,.0f} to {late:,.0f} bytes")
-    for _ in range(TRIALS):
-        tally.add("fifty trials", problems)
+    for _ in range(trials):
+        tally.add("many trials", problems)
     return tally
 
 
 def main() -> None:
     """Do the parts asked for, each in a process of its own, and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--short", action="store_true", help="some of each")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts")
+    parser.add_argument("--form", choices=FORMS, default="full", help="how many cases")
+    parser.add_argument(
+        "--only", nargs="+", choices=tuple(CASES), default=tuple(CASES), help="parts"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -90,7 +96,8 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="tgsent-torture-"))
     for part in asked.only:
         started = time.monotonic()
-        tally = do(part, folder / part, short=asked.short, seed=asked.seed)
+        cases = CASES[part][FORMS.index(asked.form)]
+        tally = do(part, folder / part, cases, asked.seed)
         seconds = time.monotonic() - started
         if tally is None:
             print(f"| {part} | not done: nothing can be mounted here | | | | |", flush=True)

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 _NOWHERE = "http://127.0.0.1:9/archive.zip"
 
 
-_LONGEST = ("test_torture.py", "test_compare_recipes.py", "test_scripted.py")
+_LONGEST = ("test_torture.py", "test_scripted.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,11 +3,14 @@
 import subprocess
 import sys
 
+import pytest
+
 from conftest import ROOT, cli_environment
 
 SEEDS = 5
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_plain_way() -> None:
     """On two thirds of the shipped sample; it fails where an interval does not hold zero."""
     options = ("--model", "gpt2", "--sample", "2000", "--seeds", str(SEEDS))
