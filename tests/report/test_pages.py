@@ -11,7 +11,10 @@ from markdown_it import MarkdownIt
 
 import browser
 import run_folders
+from tgsent.evaluation.metrics import Summary
+from tgsent.records import LabelScores
 from tgsent.report import pages, results
+from tgsent.report.results import ModelResults
 from tgsent.runs import stored
 from tgsent.runs.stored import StoredRun
 from tgsent.terminal import printable
@@ -181,8 +184,10 @@ def test_many_trials_and_labels_stay_readable() -> None:
     labels = [f"label {i}" for i in range(20)]
     confusion = {one: {other: 5 if one == other else 0 for other in labels} for one in labels}
     confusion["label 3"]["label 4"] = 7
-    trial = {"confusion": confusion, "per_label": dict.fromkeys(labels)}
-    found = pages._confusion({"trials": [trial, trial]})
+    trial = run_folders.metrics_of(
+        confusion=confusion, per_label=dict.fromkeys(labels, LabelScores(1.0, 1.0, 1.0, 5))
+    )
+    found = pages._confusion(ModelResults("it", (trial, trial), (), Summary()))
     assert found["list"].rows == [["label 3", "label 4", "14"]]
 
 

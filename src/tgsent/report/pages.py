@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,12 +11,14 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from tgsent.files import show_size
+from tgsent.files import json_line, show_size
 from tgsent.records import Prediction
 from tgsent.report import charts, tables
 from tgsent.report.charts import Row
 from tgsent.report.markup import code, markdown
+from tgsent.report.results import ModelResults, Results
 from tgsent.report.tables import MOST_TRIALS, all_cells, interval, number
+from tgsent.runs.manifest import Manifest, SweepReport
 from tgsent.runs.stored import StoredRun
 from tgsent.terminal import printable, without_secrets
 
@@ -29,8 +30,7 @@ _RESOLVED = ("learning_rate", "warmup_steps", "max_grad_norm", "padding", "preci
 _MOST_LABELS = 12
 """A confusion matrix of more than these is a list of the commonest confusions instead."""
 
-Model = dict[str, Any]
-"""A row of `results.json`."""
+Model = ModelResults
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Section:
         return bool(self.rows)
 
 
-def html(results: dict[str, Any], run: StoredRun) -> str:
+def html(results: Results, run: StoredRun) -> str:
     """Write the report as one file that needs no other, no network and no script."""
     environment = _environment()
     plots = {
@@ -58,7 +58,7 @@ def html(results: dict[str, Any], run: StoredRun) -> str:
     return without_secrets(template.render(**_content(results, run), plots=plots)) + "\n"
 
 
-def markdown_page(results: dict[str, Any], run: StoredRun) -> str:
+def markdown_page(results: Results, run: StoredRun) -> str:
     """Write the same as Markdown, without the plots."""
     template = _environment().get_template("report.md")
     return without_secrets(template.render(**_content(results, run))) + "\n"
@@ -76,36 +76,36 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _content(results: dict[str, Any], run: StoredRun) -> dict[str, Any]:
+def _content(results: Results, run: StoredRun) -> dict[str, Any]:
     """Give what both pages tell, in words and cells."""
-    models: list[Model] = results["models"]
-    manifest = results["manifest"]
-    scored = [model for model in models if model["trials"]]
+    models = results.models
+    manifest = results.manifest
+    scored = [model for model in models if model.trials]
     return {
-        "name": results["name"],
-        "is_demo": manifest["data"]["path"] == "sample",
-        "verdict": results["verdict"],
+        "name": results.name,
+        "is_demo": manifest.data.path == "sample",
+        "verdict": results.verdict,
         "trained": [
-            (i % 6, model["model"])
+            (i % 6, model.model)
             for i, model in enumerate(models)
-            if any(run.logs.get((model["model"], trial["trial"])) for trial in model["trials"])
+            if any(run.logs.get((model.model, trial.trial)) for trial in model.trials)
         ],
         "believed": [
-            (i % 6, model["model"])
+            (i % 6, model.model)
             for i, model in enumerate(models)
-            if not _is_floor(model, run) and any("calibration" in t for t in model["trials"])
+            if not _is_floor(model, run) and any(t.calibration for t in model.trials)
         ],
         "scores": _scores(results),
-        "comparisons": [one["sentence"] for one in results["comparisons"]],
-        "sweeps": [_sweep(one) for one in manifest.get("sweep", ())],
+        "comparisons": [one.sentence for one in results.comparisons],
+        "sweeps": [_sweep(one) for one in manifest.sweep],
         "notes": tables.notes(results),
-        "failures": [(m["model"], f["trial"], f["reason"]) for m in models for f in m["failed"]],
+        "failures": [(m.model, f.trial, f.reason) for m in models for f in m.failed],
         "per_label": _per_label(scored),
-        "confusions": [(model["model"], _confusion(model)) for model in scored],
+        "confusions": [(model.model, _confusion(model)) for model in scored],
         "calibration": _calibration(scored, run),
         "texts": _texts(manifest, scored),
         "mistakes": [
-            (model["model"], section)
+            (model.model, section)
             for model in scored
             if (section := _confident_mistakes(model, run))
         ],
@@ -117,44 +117,44 @@ def _content(results: dict[str, Any], run: StoredRun) -> dict[str, Any]:
         "article": _article(results),
         "provenance": _provenance(results, run),
         "config": run.config,
-        "signature": results["signature"],
+        "signature": results.signature,
     }
 
 
 # ---------------------------------------------------------------------------------------- tables
 
 
-def _sweep(sweep: dict[str, Any]) -> tuple[str, str, Section, Section]:
+def _sweep(sweep: SweepReport) -> tuple[str, str, Section, Section]:
     """Tell of a model's variants: its name, what was chosen, all of them, and what each value did.
 
     Of successive halving, only the first round has seen all variants.
     """
-    keys = list(sweep["variants"][0]["settings"])
-    rounds = sweep["n_train"]
+    keys = list(sweep.variants[0].settings)
+    rounds = sweep.n_train
     if len(rounds) == 1:
-        columns = [f"macro-F1 on {sweep['n_validation']:,} validation texts"]
+        columns = [f"macro-F1 on {sweep.n_validation:,} validation texts"]
     else:
         columns = [f"trained on {n:,}" for n in rounds]
     ranked = sorted(
-        sweep["variants"],
-        key=lambda one: (len(one["macro_f1"]), one["macro_f1"][-1] or -1),
+        sweep.variants,
+        key=lambda one: (len(one.macro_f1), one.macro_f1[-1] or -1),
         reverse=True,
     )
     variants = [
         [
-            one["name"],
-            *(tables.value_text(one["settings"][key]) for key in keys),
-            *(number(score) for score in one["macro_f1"]),
-            *("stopped" for _ in rounds[len(one["macro_f1"]) :]),
+            one.name,
+            *(tables.value_text(one.settings[key]) for key in keys),
+            *(number(score) for score in one.macro_f1),
+            *("stopped" for _ in rounds[len(one.macro_f1) :]),
         ]
         for one in ranked
     ]
     effects = []
     for key in keys:
         by_value: dict[str, list[float]] = {}
-        for one in sweep["variants"]:
-            if (score := one["macro_f1"][0]) is not None:
-                by_value.setdefault(tables.value_text(one["settings"][key]), []).append(score)
+        for one in sweep.variants:
+            if (score := one.macro_f1[0]) is not None:
+                by_value.setdefault(tables.value_text(one.settings[key]), []).append(score)
         if 1 < len(by_value) < len(ranked):
             effects += [
                 [key, value, str(len(own)), number(sum(own) / len(own)), *tables.ends(own)]
@@ -163,43 +163,43 @@ def _sweep(sweep: dict[str, Any]) -> tuple[str, str, Section, Section]:
     mean = "mean macro-F1" if len(rounds) == 1 else "mean macro-F1, first round"
     header = ["key", "value", "variants", mean, "lowest", "highest"]
     return (
-        sweep["model"],
+        sweep.model,
         tables.sweep_sentence(sweep),
         Section(["variant", *keys, *columns], variants),
         Section(header, effects),
     )
 
 
-def _scores(results: dict[str, Any]) -> Section:
+def _scores(results: Results) -> Section:
     """Give the table of scores; the trials have columns of their own while they are few."""
-    splits = results["manifest"]["splits"]
-    columns = [split["trial"] for split in splits] if len(splits) <= MOST_TRIALS else []
-    extra = any("macro_f1_all" in model for model in results["models"])
-    published = results.get("article", {}).get("mean_macro_f1", {})
+    splits = results.manifest.splits
+    columns = [split.trial for split in splits] if len(splits) <= MOST_TRIALS else []
+    extra = any(model.macro_f1_all for model in results.models)
+    published = results.published
     header = ["model", *(f"trial {trial}" for trial in columns), "trials", "mean", "std"]
     header += ["95 %, trials", "95 %, texts", *(["all", "all, 95 %"] if extra else [])]
     header += ["unparsed", *(["article"] if published else [])]
     rows = []
-    for model in results["models"]:
-        own = {trial["trial"]: number(trial["macro_f1"]) for trial in model["trials"]}
-        own |= {failure["trial"]: "failed" for failure in model["failed"]}
-        summary = model["macro_f1"]
+    for model in results.models:
+        own = {trial.trial: number(trial.macro_f1) for trial in model.trials}
+        own |= {failure.trial: "failed" for failure in model.failed}
+        summary = model.macro_f1
         n_test = _total(model, "n_test")
         rows.append(
             [
-                model["model"],
+                model.model,
                 *(own.get(trial, "-") for trial in columns),
-                f"{len(model['trials']):,}",
-                number(summary["mean"]),
-                number(summary["std"]),
-                _interval(_possible(summary["ci95"])),
-                _interval(summary.get("bootstrap95")),
+                f"{len(model.trials):,}",
+                number(summary.mean),
+                number(summary.std),
+                _interval(_possible(summary.ci95)),
+                _interval(summary.bootstrap95),
                 *(all_cells(model, _BETWEEN) if extra else []),
                 f"{_total(model, 'unparsed') / n_test:.1%}" if n_test else "-",
-                *([number(published.get(model["model"]), 3)] if published else []),
+                *([number(published.get(model.model), 3)] if published else []),
             ]
         )
-    tested = f"{splits[0]['n_test']:,} test texts a trial, the same for all models."
+    tested = f"{splits[0].n_test:,} test texts a trial, the same for all models."
     if extra:
         tested += " The columns with all count the extra test texts as well; all else that is about"
         tested += " labels counts the sample's own."
@@ -216,11 +216,13 @@ def _scores(results: dict[str, Any]) -> Section:
 def _per_label(models: Iterable[Model]) -> Section:
     rows = []
     for model in models:
-        for label in model["trials"][0]["per_label"]:
-            own = [trial["per_label"][label] for trial in model["trials"]]
-            means = [_mean(one[key] for one in own) for key in ("precision", "recall", "f1")]
-            support = sum(one["support"] for one in own)
-            rows.append([model["model"], label, *map(number, means), f"{support:,}"])
+        for label in model.trials[0].per_label:
+            own = [trial.per_label[label] for trial in model.trials]
+            means = [
+                _mean(getattr(one, key) for one in own) for key in ("precision", "recall", "f1")
+            ]
+            support = sum(one.support for one in own)
+            rows.append([model.model, label, *map(number, means), f"{support:,}"])
     header = ["model", "label", "precision", "recall", "F1", "texts"]
     return Section(header, rows, ("Means over trials; texts and confusions are added up.",))
 
@@ -228,10 +230,10 @@ def _per_label(models: Iterable[Model]) -> Section:
 def _confusion(model: Model) -> dict[str, Any]:
     """Add the trials' confusions up; of many labels, give the commonest confusions alone."""
     counts: Counter[tuple[str, str]] = Counter()
-    for trial in model["trials"]:
-        for true, row in trial["confusion"].items():
+    for trial in model.trials:
+        for true, row in trial.confusion.items():
             counts.update({(true, said): n for said, n in row.items()})
-    labels = list(model["trials"][0]["per_label"])
+    labels = list(model.trials[0].per_label)
     if len(labels) > _MOST_LABELS:
         wrong = [(pair, n) for pair, n in counts.most_common() if n and pair[0] != pair[1]]
         commonest = [[true, said or "no label", f"{n:,}"] for (true, said), n in wrong[:20]]
@@ -257,37 +259,35 @@ def _cell(
 def _calibration(models: Iterable[Model], run: StoredRun) -> Section:
     rows = []
     for model in models:
-        own = [trial["calibration"] for trial in model["trials"] if "calibration" in trial]
+        own = [trial.calibration for trial in model.trials if trial.calibration]
         if own and not _is_floor(model, run):
-            areas = [one["auc"] for one in own if one["auc"] is not None]
-            error = _mean(one["ece"] for one in own)
-            rows.append([model["model"], number(error), number(_mean(areas) if areas else None)])
+            areas = [one.auc for one in own if one.auc is not None]
+            error = _mean(one.ece for one in own)
+            rows.append([model.model, number(error), number(_mean(areas) if areas else None)])
     header = ["model", "expected calibration error", "area under the ROC curve (of two labels)"]
     return Section(header, rows, ("Means over trials; the curve is that of the first trial.",))
 
 
-def _texts(manifest: dict[str, Any], models: Iterable[Model]) -> Section:
+def _texts(manifest: Manifest, models: Iterable[Model]) -> Section:
     """Say what became of the texts."""
-    data = manifest["data"]
+    data = manifest.data
     rows = [
-        ["rows in the data", f"{data['rows']:,}"],
-        ["of these, repeats of an earlier text", f"{data['duplicates']:,}"],
-        ["of these, dropped", f"{data['dropped']:,}"],
-        ["texts in the sample", f"{data['sampled']:,}"],
+        ["rows in the data", f"{data.rows:,}"],
+        ["of these, repeats of an earlier text", f"{data.duplicates:,}"],
+        ["of these, dropped", f"{data.dropped:,}"],
+        ["texts in the sample", f"{data.sampled:,}"],
         *(
             [
-                f"trial {split['trial']}: training, test, in both",
-                f"{split['n_train']:,}, {split['n_test']:,}, {split['overlap']:,}",
+                f"trial {split.trial}: training, test, in both",
+                f"{split.n_train:,}, {split.n_test:,}, {split.overlap:,}",
             ]
-            for split in manifest["splits"][:MOST_TRIALS]
+            for split in manifest.splits[:MOST_TRIALS]
         ),
     ]
     for model in models:
         cut, tokens = _total(model, "truncated"), _total(model, "truncated_tokens")
-        rows.append([f"{model['model']}: texts cut (tokens lost)", f"{cut:,} ({tokens:,})"])
-        rows.append(
-            [f"{model['model']}: answers that are no label", f"{_total(model, 'unparsed'):,}"]
-        )
+        rows.append([f"{model.model}: texts cut (tokens lost)", f"{cut:,} ({tokens:,})"])
+        rows.append([f"{model.model}: answers that are no label", f"{_total(model, 'unparsed'):,}"])
     return Section(["", "number"], rows)
 
 
@@ -311,7 +311,7 @@ def _common_mistakes(models: Sequence[Model], run: StoredRun) -> Section:
     said: dict[tuple[str, str], dict[str, Counter[str]]] = {}
     for model in models:
         for p in _predictions(model, run):
-            own = said.setdefault((p.text, p.label), {}).setdefault(model["model"], Counter())
+            own = said.setdefault((p.text, p.label), {}).setdefault(model.model, Counter())
             own[p.predicted or "no label"] += 1
 
     def wrong(key: tuple[str, str]) -> float:
@@ -339,25 +339,25 @@ def _unparsed(models: Iterable[Model], run: StoredRun) -> Section:
     for model in models:
         own = [p for p in _predictions(model, run) if p.predicted is None]
         rows += [
-            [model["model"], _short(p.text), p.label, _short(p.generated)] for p in own[:_MISTAKES]
+            [model.model, _short(p.text), p.label, _short(p.generated)] for p in own[:_MISTAKES]
         ]
     return Section(["model", "text", "label", "the model wrote"], rows)
 
 
 def _costs(models: Iterable[Model]) -> Section:
     def mean(model: Model, key: str) -> float:
-        return _mean(trial[key] for trial in model["trials"])
+        return _mean(getattr(trial, key) for trial in model.trials)
 
     rows = [
         [
-            model["model"],
-            f"{model['trials'][0]['parameters']:,}",
+            model.model,
+            f"{model.trials[0].parameters:,}",
             f"{mean(model, 'train_seconds'):,.1f} s",
             f"{mean(model, 'train_examples_per_second'):,.0f}",
             f"{mean(model, 'eval_seconds'):,.1f} s",
             f"{mean(model, 'eval_examples_per_second'):,.0f}",
-            show_size(max(trial["peak_memory_bytes"] for trial in model["trials"])),
-            f"{model['trials'][0]['device']}, {model['trials'][0]['precision']}",
+            show_size(max(trial.peak_memory_bytes for trial in model.trials)),
+            f"{model.trials[0].device}, {model.trials[0].precision}",
         ]
         for model in models
     ]
@@ -367,26 +367,26 @@ def _costs(models: Iterable[Model]) -> Section:
 
 def _recipe(models: Iterable[Model], run: StoredRun) -> Section:
     """Give the settings of every model that the folder's config still names."""
-    shown = [m for m in models if m["model"] in run.specs and not run.specs[m["model"]].is_baseline]
-    specs = [run.specs[model["model"]] for model in shown]
+    shown = [m for m in models if m.model in run.specs and not run.specs[m.model].is_baseline]
+    specs = [run.specs[model.model] for model in shown]
     training = [spec.training.model_dump(mode="json") for spec in specs]
     rows: list[list[str]] = [
         ["model", *(spec.model for spec in specs)],
         ["prompt", *(_json(spec.prompt.input) for spec in specs)],
         ["completion", *(_json(spec.prompt.target) for spec in specs)],
         ["decoding", *(_decoding(model, run) for model in shown)],
-        ["steps", *(str(model["trials"][0]["steps"]) for model in shown)],
+        ["steps", *(str(model.trials[0].steps) for model in shown)],
         *([f"{key}, as it was", *(_was(model, key) for model in shown)] for key in _RESOLVED),
     ]
     keys = [key for key in (training[0] if training else {}) if key != "simplet5"]
     rows += [[key, *(_json(one[key]).strip('"') for one in training)] for key in keys]
-    return Section(["", *(model["model"] for model in shown)], rows if shown else [])
+    return Section(["", *(model.model for model in shown)], rows if shown else [])
 
 
 def _decoding(model: Model, run: StoredRun) -> str:
     """Return how labels were decoded, and the prior that probabilities were divided by."""
-    decoding: str = run.specs[model["model"]].evaluation.decoding
-    if prior := model["trials"][0].get("label_prior"):
+    decoding: str = run.specs[model.model].evaluation.decoding
+    if prior := model.trials[0].label_prior:
         shares = ", ".join(f"{label} {share:.3f}" for label, share in prior.items())
         decoding += f", calibrated by {shares}"
     return decoding
@@ -394,10 +394,10 @@ def _decoding(model: Model, run: StoredRun) -> str:
 
 def _was(model: Model, key: str) -> str:
     """Return a setting's resolved value in the first trial, or `-` where it was not recorded."""
-    trial = model["trials"][0]
-    if key not in trial:
+    trial = model.trials[0]
+    if trial.padding is None and key in {"warmup_steps", "max_grad_norm", "padding"}:
         return "-"
-    value = trial[key]
+    value = getattr(trial, key)
     return f"{value:g}" if isinstance(value, float) else _json(value).strip('"')
 
 
@@ -405,57 +405,52 @@ def _examples(models: Iterable[Model]) -> list[tuple[str, str, str]]:
     """Give a training text of every model as it saw it: prompt and completion."""
     shown = []
     for model in models:
-        if example := model["trials"][0].get("example"):
+        if example := model.trials[0].example:
             prompt, completion = example
-            shown.append((model["model"], prompt, completion))
+            shown.append((model.model, prompt, completion))
     return shown
 
 
-def _article(results: dict[str, Any]) -> Section:
+def _article(results: Results) -> Section:
     """Put the published numbers beside ours."""
-    article = results.get("article", {})
     rows = []
-    for model in results["models"]:
-        published = article.get("mean_macro_f1", {}).get(model["model"])
-        ours = model["macro_f1"]["mean"]
+    for model in results.models:
+        published = results.published.get(model.model)
+        ours = model.macro_f1.mean
         if published is not None and ours is not None:
             difference = f"{100 * (ours - published):+.1f} points"
-            rows.append([model["model"], number(published, 3), number(ours), difference])
+            rows.append([model.model, number(published, 3), number(ours), difference])
     return Section(["model", "article", "ours", "difference"], rows)
 
 
-def _provenance(results: dict[str, Any], run: StoredRun) -> Section:
-    manifest = results["manifest"]
-    data = manifest["data"]
+def _provenance(results: Results, run: StoredRun) -> Section:
+    manifest = results.manifest
+    data = manifest.data
     rows = [
-        ["tgsent", manifest["tgsent"]],
-        *([name, version] for name, version in manifest["versions"].items()),
-        ["platform", manifest["platform"]],
-        ["command", shlex.join(manifest["command"])],
-        ["git commit", manifest["git_commit"] or "-"],
-        ["started, finished", f"{manifest['started']}, {manifest['finished'] or 'not yet'}"],
-        ["data", data["source"]],
-        ["SHA-256 of the data", data["sha256"]],
+        ["tgsent", manifest.tgsent],
+        *([name, version] for name, version in manifest.versions.items()),
+        ["platform", manifest.platform],
+        ["command", shlex.join(manifest.command)],
+        ["git commit", manifest.git_commit or "-"],
+        ["started, finished", f"{manifest.started}, {manifest.finished or 'not yet'}"],
+        ["data", data.source],
+        ["SHA-256 of the data", data.sha256],
         *(
-            [f"SHA-256 of split {split['trial']}", split["sha256"]]
-            for split in manifest["splits"][:MOST_TRIALS]
+            [f"SHA-256 of split {split.trial}", split.sha256]
+            for split in manifest.splits[:MOST_TRIALS]
         ),
+        *([f"commit of {model.name}", model.commit] for model in manifest.models if model.commit),
         *(
-            [f"commit of {model['name']}", model["commit"]]
-            for model in manifest["models"]
-            if model["commit"]
-        ),
-        *(
-            [f"SHA-256 of the weights of {model['name']}", model["weights_sha256"]]
-            for model in manifest["models"]
-            if model.get("weights_sha256")
+            [f"SHA-256 of the weights of {model.name}", model.weights_sha256]
+            for model in manifest.models
+            if model.weights_sha256
         ),
     ]
     if len(run.paths) > 1:
         rows.append(["what stands above is that of", str(run.paths[0])])
         rows += [
-            [f"command of {one['path']}", f"{shlex.join(one['command'])} ({one['started']})"]
-            for one in manifest["combined"]
+            [f"command of {one.path}", f"{shlex.join(one.command)} ({one.started})"]
+            for one in manifest.combined
         ]
     if run.left_out:
         rows.append(["left out", ", ".join(run.left_out)])
@@ -467,30 +462,28 @@ def _provenance(results: dict[str, Any], run: StoredRun) -> Section:
 
 def _is_floor(model: Model, run: StoredRun) -> bool:
     """Tell `majority`, whose low score would squeeze all others into a corner of a plot."""
-    spec = run.specs.get(model["model"])
+    spec = run.specs.get(model.model)
     return spec is not None and spec.model == "majority" and len(run.trials) > 1
 
 
-def _forest(results: dict[str, Any], run: StoredRun) -> Markup | None:
+def _forest(results: Results, run: StoredRun) -> Markup | None:
     rows: list[Row] = []
-    for series, model in enumerate(results["models"]):
-        if not model["trials"] or _is_floor(model, run):
+    for series, model in enumerate(results.models):
+        if not model.trials or _is_floor(model, run):
             continue
-        rows.append(Row(model["model"]))
-        if 1 < len(model["trials"]) <= MOST_TRIALS:
+        rows.append(Row(model.model))
+        if 1 < len(model.trials) <= MOST_TRIALS:
             rows += [
-                Row(f"trial {trial['trial']}", trial["macro_f1"], ends, series)
-                for trial, ends in zip(
-                    model["trials"], model["macro_f1"]["trials_bootstrap95"], strict=True
-                )
+                Row(f"trial {trial.trial}", trial.macro_f1, ends, series)
+                for trial, ends in zip(model.trials, model.trials_bootstrap95, strict=True)
             ]
-        summary = model["macro_f1"]
-        rows.append(Row("mean", summary["mean"], summary["bootstrap95"], series, strong=True))
+        summary = model.macro_f1
+        rows.append(Row("mean", summary.mean, summary.bootstrap95, series, strong=True))
     if not rows:
         return None
     means = [
-        (m["model"], number(m["macro_f1"]["mean"]), _interval(m["macro_f1"].get("bootstrap95")))
-        for m in results["models"]
+        (m.model, number(m.macro_f1.mean), _interval(m.macro_f1.bootstrap95))
+        for m in results.models
     ]
     return charts.intervals(
         rows,
@@ -500,41 +493,39 @@ def _forest(results: dict[str, Any], run: StoredRun) -> Markup | None:
     )
 
 
-def _differences(results: dict[str, Any], run: StoredRun) -> Markup | None:
-    floor = {model["model"] for model in results["models"] if _is_floor(model, run)}
+def _differences(results: Results, run: StoredRun) -> Markup | None:
+    floor = {model.model for model in results.models if _is_floor(model, run)}
     rows: list[Row] = []
-    for one in results["comparisons"]:
-        if floor & {one["first"], one["second"]}:
+    for one in results.comparisons:
+        if floor & {one.first, one.second}:
             continue
-        better, worse, sign = one["first"], one["second"], 100
-        if one["difference"] < 0:
-            better, worse, sign = worse, better, -100
-        low, high = sorted(sign * end for end in one["interval"])
-        rows.append(Row(f"{better} \N{MINUS SIGN} {worse}"))
-        difference = sign * one["difference"]
-        rows.append(Row(f"{difference:+.1f}", difference, (low, high), strong=one["real"]))
+        ordered = one.better_first
+        low, high = (100 * end for end in ordered.interval)
+        rows.append(Row(f"{ordered.first} \N{MINUS SIGN} {ordered.second}"))
+        difference = 100 * ordered.difference
+        rows.append(Row(f"{difference:+.1f}", difference, (low, high), strong=one.is_real))
     if not rows:
         return None
     return charts.intervals(
         rows,
         title="Differences in macro-F1 of every two models",
-        description="; ".join(one["sentence"] for one in results["comparisons"]),
+        description="; ".join(one.sentence for one in results.comparisons),
         axis="points of macro-F1, with 95 % intervals",
         zero=0.0,
     )
 
 
-def _curves(results: dict[str, Any], run: StoredRun) -> Markup | None:
+def _curves(results: Results, run: StoredRun) -> Markup | None:
     lines = [
-        (series, [(row["step"], row["loss"]) for row in run.logs[model["model"], trial["trial"]]])
-        for series, model in enumerate(results["models"])
-        for trial in model["trials"][:MOST_TRIALS]
-        if run.logs.get((model["model"], trial["trial"]))
+        (series, [(row["step"], row["loss"]) for row in run.logs[model.model, trial.trial]])
+        for series, model in enumerate(results.models)
+        for trial in model.trials[:MOST_TRIALS]
+        if run.logs.get((model.model, trial.trial))
     ]
     if not lines:
         return None
     ends = "; ".join(
-        f"{results['models'][series]['model']}: {points[0][1]:.2f} to {points[-1][1]:.2f}"
+        f"{results.models[series].model}: {points[0][1]:.2f} to {points[-1][1]:.2f}"
         for series, points in lines
     )
     return charts.curves(
@@ -546,13 +537,13 @@ def _curves(results: dict[str, Any], run: StoredRun) -> Markup | None:
     )
 
 
-def _reliability(results: dict[str, Any], run: StoredRun) -> Markup | None:
+def _reliability(results: Results, run: StoredRun) -> Markup | None:
     models = []
-    for series, model in enumerate(results["models"]):
+    for series, model in enumerate(results.models):
         bins = [
-            (one["confidence"], one["accuracy"], one["n"])
-            for trial in model["trials"][:1]
-            for one in trial.get("calibration", {}).get("bins", ())
+            (one.confidence, one.accuracy, one.n)
+            for trial in model.trials[:1]
+            for one in (trial.calibration.bins if trial.calibration else ())
         ]
         if bins and not _is_floor(model, run):
             models.append((series, bins))
@@ -569,12 +560,12 @@ def _reliability(results: dict[str, Any], run: StoredRun) -> Markup | None:
 
 
 def _predictions(model: Model, run: StoredRun) -> Iterable[Prediction]:
-    for trial in model["trials"]:
-        yield from run.predictions.get((model["model"], trial["trial"]), ())
+    for trial in model.trials:
+        yield from run.predictions.get((model.model, trial.trial), ())
 
 
 def _total(model: Model, key: str) -> int:
-    return sum(trial[key] for trial in model["trials"])
+    return sum(getattr(trial, key) for trial in model.trials)
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -606,7 +597,7 @@ def _code(text: str) -> str:
 
 def _json(value: Any) -> str:
     """Write a value as JSON, which suits YAML as well."""
-    return json.dumps(value, ensure_ascii=False)
+    return json_line(value)
 
 
 def _short(text: str) -> str:
