@@ -15,6 +15,7 @@ from tgsent.evaluation.metrics import Summary
 from tgsent.records import LabelScores
 from tgsent.report import pages, results
 from tgsent.report.results import ModelResults
+from tgsent.report.sections import confusions
 from tgsent.runs import stored
 from tgsent.runs.stored import StoredRun
 from tgsent.terminal import printable
@@ -118,9 +119,10 @@ def test_both_pages_tell_the_whole_story(folder: Path, page: str, markdown: str)
             assert " ".join(printable("".join(example)).split()) in text
             assert json.dumps(printable(example[0]), ensure_ascii=False) in markdown
     for told in (
-        "expected calibration error", "texts cut (tokens lost)", "Texts that most models got wrong",
+        "expected calibration error", "truncated texts (tokens lost)",
+        "Texts that most models got wrong",
         "Wrong answers that tfidf was surest of", "Time and memory", "learning_rate",
-        "warmup_steps, as it was", "max_grad_norm, as it was", "padding, as it was",
+        "warmup_steps, resolved", "max_grad_norm, resolved", "padding, resolved",
         result["manifest"]["data"]["sha256"], result["manifest"]["splits"][1]["sha256"],
     ):  # fmt: skip
         assert told in text
@@ -187,8 +189,8 @@ def test_many_trials_and_labels_stay_readable() -> None:
     trial = run_folders.metrics_of(
         confusion=confusion, per_label=dict.fromkeys(labels, LabelScores(1.0, 1.0, 1.0, 5))
     )
-    found = pages._confusion(ModelResults("it", (trial, trial), (), Summary()))
-    assert found["list"].rows == [["label 3", "label 4", "14"]]
+    found = confusions(ModelResults("it", (trial, trial), (), Summary()))
+    assert found.rows == [["label 3", "label 4", "14"]]
 
 
 def test_a_run_without_any_finished_trial_has_a_page(tmp_path: Path) -> None:
