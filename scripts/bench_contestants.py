@@ -244,7 +244,7 @@ def train_tgsent(bench: Bench, loss: str) -> Result:
     clock = Clock()
     split = bench.split(bench.chosen, bench.chosen[:2])
     result = trial.run_trial(bench.spec(loss=loss), split, clock)
-    return bench.result(clock.seconds, result.metrics["precision"])
+    return bench.result(clock.seconds, result.metrics.precision)
 
 
 def train_article(bench: Bench) -> Result:

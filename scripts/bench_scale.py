@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,7 +28,8 @@ from tgsent.data.dataset import load_dataset, make_splits
 from tgsent.experiment import execute, ray_engine
 from tgsent.experiment.trial import run_trial
 from tgsent.progress import Quiet
-from tgsent.records import Prediction, Splits, TrialResult
+from tgsent.records import Prediction, Splits
+from tgsent.runs.metrics import TrialResult
 
 MODELS = ("gpt2", "gpt-neo", "t5", "majority")
 LEAST_PER_SECOND, LONGEST_REPORT, MOST_BYTES = 200, 5.0, 20_000
@@ -112,16 +114,16 @@ class IdleCluster:
             for one, answer in zip(test, answers, strict=True)
         )
         right = sum(p.label == p.predicted for p in predictions) / len(predictions)
-        metrics = {
-            **self._metrics,
-            "macro_f1": right,  # or nearly so
-            "accuracy": right,
-            "model": spec.name,
-            "trial": spec.trial,
-            "seed": spec.seed,
-            "fingerprint": spec.fingerprint,
-            "split_sha256": about.sha256,
-        }
+        metrics = replace(
+            self._metrics,
+            macro_f1=right,  # or nearly so
+            accuracy=right,
+            model=spec.name,
+            trial=spec.trial,
+            seed=spec.seed,
+            fingerprint=spec.fingerprint,
+            split_sha256=about.sha256,
+        )
         return TrialResult(metrics, predictions, ({"step": 1, "loss": 0.5},))
 
 

@@ -59,7 +59,7 @@ def like_big(model: str, model_type: str, positions: int) -> Any:
 
 def score_fast(spec: TrialSpec, split: Split) -> float:
     """Train and answer as `tgsent run` does; give the macro-F1."""
-    macro_f1: float = run_trial(spec, split, Quiet()).metrics["macro_f1"]
+    macro_f1: float = run_trial(spec, split, Quiet()).metrics.macro_f1
     return macro_f1
 
 
@@ -83,7 +83,7 @@ def score_plainly(spec: TrialSpec, split: Split) -> float:
         predictions.append(
             Prediction(example.text, example.label, parse(spec.prompt, spec.labels, text), text)
         )
-    macro_f1: float = metrics.score(predictions, spec.labels)["macro_f1"]
+    macro_f1: float = metrics.score(predictions, spec.labels).macro_f1
     return macro_f1
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tgsent.config import load
 from tgsent.data.dataset import load_dataset, make_splits
 from tgsent.experiment import execute
 from tgsent.progress import Quiet
+from tgsent.records import LabelScores, SplitSummary
+from tgsent.runs.manifest import DataSummary, Manifest
+from tgsent.runs.metrics import TrialMetrics
 
 # what pages must not obey: each text holds one, and so does a label
 HOSTILE = (
@@ -56,3 +61,33 @@ def make(
     splits = make_splits(dataset, config)
     execute.run(config, dataset, splits, fresh=False, command=["tgsent"], progress=Quiet())
     return config.folder
+
+
+def metrics_of(**changes: Any) -> TrialMetrics:
+    """The metrics of a made-up trial."""
+    plain = TrialMetrics(
+        model="gpt2", trial=1, seed=1, commit=None,
+        n_test=10, macro_f1=0.5, accuracy=0.5, per_label={"x": LabelScores(1.0, 1.0, 1.0, 10)},
+        confusion={"x": {"x": 10}}, unparsed=0, split_sha256="1" * 64, extra_sha256="",
+        fingerprint="", signature="tgsent:0|a,b", warnings=(), truncated=0, truncated_tokens=0,
+        duplicates=0, dropped=0, overlap=0, n_train=190, steps=1, learning_rate=1e-3,
+        train_seconds=12.4, train_examples_per_second=1.0, eval_seconds=1.0,
+        eval_examples_per_second=1.0, peak_memory_bytes=1, parameters=1, trainable_parameters=1,
+        device="cpu", precision="fp32", processes=1, backend="native", backend_versions={},
+        example=None, shots=(), formulas_escaped=True,
+    )  # fmt: skip
+    return replace(plain, **changes)
+
+
+def manifest_of(labels: Sequence[str] = ("x", "y"), trials: int = 2, **changes: Any) -> Manifest:
+    """The manifest of a made-up run."""
+    plain = Manifest(
+        tgsent="0", versions={}, platform="", device="cpu", command=("tgsent",), git_commit=None,
+        models=(), data=DataSummary("", "", "", 200, 0, 0, 200, tuple(labels)),
+        splits=tuple(
+            SplitSummary(k, k, f"{k}" * 64, n_train=190, n_test=10, overlap=0, extra_sha256="")
+            for k in range(1, trials + 1)
+        ),
+        article=None, started="", finished=None,
+    )  # fmt: skip
+    return replace(plain, **changes)

@@ -23,7 +23,7 @@ LEAST = 2.8
 def train_ours(spec: TrialSpec, texts: list[Example]) -> float:
     """As `tgsent run` does."""
     split = Split(trial=1, seed=1, train=tuple(texts), test=tuple(texts[:2]), sha256="", overlap=0)
-    rate: float = run_trial(spec, split, Silent()).metrics["train_examples_per_second"]
+    rate: float = run_trial(spec, split, Silent()).metrics.train_examples_per_second
     return rate
 
 

@@ -12,7 +12,7 @@ import traceback
 from collections import deque
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tgsent.data.dataset import Dataset, TrialSplits
     from tgsent.data.texts import Line
     from tgsent.records import Progress
+    from tgsent.report.results import Results
     from tgsent.runs.stored import StoredRun
 
 from tgsent import __version__
@@ -323,7 +324,7 @@ def _predict(
 
     from tgsent.experiment import predict
     from tgsent.progress import make_progress
-    from tgsent.runs.folder import prediction_lines
+    from tgsent.runs.formats import prediction_lines
 
     classifier = predict.load(run, model, trial)
     progress = make_progress(Console(stderr=True), quiet=quiet)
@@ -383,7 +384,7 @@ def report(
     found = results.of_runs(run)
     if run.left_out:
         _complain(f"left out: {', '.join(run.left_out)}")
-    if run.manifest["finished"] is None and len(run.paths) == 1:
+    if run.manifest.finished is None and len(run.paths) == 1:
         done = sum(map(len, run.trials.values()))
         _complain(f"the run goes on or was stopped: {done} of {run.planned} trials are finished")
     if output is None:
@@ -436,14 +437,14 @@ def _missing_models(settings: RunConfig) -> Iterator[str]:
                 yield str(error)
 
 
-def _written(found: dict[str, Any], run: StoredRun, form: Format, *, to_terminal: bool) -> str:
+def _written(found: Results, run: StoredRun, form: Format, *, to_terminal: bool) -> str:
     """Write results in one of the formats."""
+    from tgsent.files import to_json
     from tgsent.report import pages
     from tgsent.report.tables import results_csv
-    from tgsent.runs.folder import to_json
 
     if form is Format.json:
-        return to_json(found)
+        return to_json(found.to_json())
     if form is Format.csv:
         return results_csv(found, escape_formulas=run.escape_formulas)
     if form is Format.html:
@@ -453,7 +454,7 @@ def _written(found: dict[str, Any], run: StoredRun, form: Format, *, to_terminal
     return _table(found, to_terminal=to_terminal)
 
 
-def _table(results: dict[str, Any], *, to_terminal: bool) -> str:
+def _table(results: Results, *, to_terminal: bool) -> str:
     """Write the table and the sentences under it; but for a terminal nothing is cut or coloured."""
     from rich.console import Console
 
@@ -467,29 +468,27 @@ def _table(results: dict[str, Any], *, to_terminal: bool) -> str:
     return captured.get()
 
 
-def _print_results(
-    results: dict[str, Any], *, as_json: bool, quiet: bool, only: Sequence[str]
-) -> None:
+def _print_results(results: Results, *, as_json: bool, quiet: bool, only: Sequence[str]) -> None:
     """Print the results, and what is to be said of them; exit with 1 where trials failed.
 
     With `only`, these are the trials that count.
     """
+    from tgsent.files import to_json
     from tgsent.report.tables import notes
-    from tgsent.runs.folder import to_json
 
     sys.stdout.write(
-        to_json(results) if as_json else _table(results, to_terminal=sys.stdout.isatty())
+        to_json(results.to_json()) if as_json else _table(results, to_terminal=sys.stdout.isatty())
     )
     for note in () if quiet else notes(results):
         _complain(note)
     failures = [
-        (m["model"], f)
-        for m in results["models"]
-        for f in m["failed"]
-        if not only or f"{m['model']}:{f['trial']}" in only
+        (m.model, f)
+        for m in results.models
+        for f in m.failed
+        if not only or f"{m.model}:{f.trial}" in only
     ]
     for name, failure in failures:
-        _complain(f"{name} trial {failure['trial']} failed: {failure['reason']}")
+        _complain(f"{name} trial {failure.trial} failed: {failure.reason}")
     if failures:
         raise typer.Exit(1)
 
@@ -498,7 +497,7 @@ def _print_plan(
     settings: RunConfig, dataset: Dataset, splits: TrialSplits, *, as_json: bool
 ) -> None:
     from tgsent.experiment.plan import make_plan, to_text
-    from tgsent.runs.folder import to_json
+    from tgsent.files import to_json
 
     plan, missing = make_plan(settings, dataset, splits)
     sys.stdout.write(to_json(plan) if as_json else printable(to_text(plan, settings.to_yaml())))

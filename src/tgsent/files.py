@@ -1,16 +1,17 @@
-"""Write files whole or not at all, and say what is in the way where one cannot be written."""
+"""Write files whole or not at all, with errors that say what to do."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from tgsent.errors import StorageError
 
@@ -18,7 +19,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_atomic(path: Path, content: str) -> None:
-    """Write a text file whole or not at all; raises StorageError where that cannot be done."""
+    """Write a text file whole or not at all; raise StorageError where that cannot be done."""
     data = content.encode("utf-8", "surrogatepass")
     with replacing(path, len(data)) as temporary:
         temporary.write_bytes(data)
@@ -26,29 +27,74 @@ def write_atomic(path: Path, content: str) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, size: int) -> Iterator[Path]:
-    """Lend a file beside `path` to write `size` bytes to; it takes its place when all went well.
+    """Yield a file beside `path` to write `size` bytes to; it replaces `path` if all went well.
 
-    It can be read by nobody else until then. Raises StorageError where it cannot be written.
+    Nobody else can read it until then. Raises StorageError where it cannot be written.
     """
     # the name is always the same, so that what a killed run left is overwritten by the next
     temporary = path.with_name(f".{path.name}.tmp")
-    with explained(path, size):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)
-        try:
-            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-            yield temporary
+    with storage_errors(path, size), _replacing(path, temporary, durable=True):
+        yield temporary
+
+
+@contextlib.contextmanager
+def placing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """Yield an opened file that replaces `path` if all went well; several processes may do so.
+
+    Only a durable one is sure to be whole after a loss of power. Raises OSError where it cannot be
+    written.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    with _replacing(path, temporary, durable=durable), temporary.open("wb") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _replacing(path: Path, temporary: Path, *, durable: bool) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary.unlink(missing_ok=True)
+    try:
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        yield
+        if durable:
             sync(temporary)
-            temporary.chmod(0o666 & ~_umask())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
         _sync_names(path.parent)
 
 
+def to_json(value: object) -> str:
+    """Write a JSON document; raise ValueError for NaN, which JSON does not have.
+
+    Characters that a terminal would obey are escaped, which changes nothing for a program.
+    """
+    return _escaped(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)) + "\n"
+
+
+def json_line(value: object) -> str:
+    """Write a value as JSON in one line, which is YAML as well."""
+    return _escaped(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def _escaped(text: str) -> str:
+    return re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Load the object in a JSON file; return an empty one if it cannot be read."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def sync(path: Path) -> None:
-    """Have the disk hold a file, or the names in a folder, before going on."""
+    """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -57,7 +103,7 @@ def sync(path: Path) -> None:
 
 
 def _sync_names(folder: Path) -> None:
-    """Have new names survive a power failure, too, where the file system knows of that."""
+    """Wait until new names in a folder are on the disk, where the file system supports that."""
     try:
         sync(folder)
     except OSError as error:
@@ -66,8 +112,8 @@ def _sync_names(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def explained(path: Path, size: int | None = None) -> Iterator[None]:
-    """Turn a failure to write `path` in the context into a StorageError that says what to do."""
+def storage_errors(path: Path, size: int | None = None) -> Iterator[None]:
+    """Turn a failure to write `path` into a StorageError that says what to do."""
     try:
         yield
     except Exception as error:
@@ -85,7 +131,7 @@ def explained(path: Path, size: int | None = None) -> Iterator[None]:
 
 
 def _os_error(error: Exception) -> int | None:
-    """Give the system's number of an error; libraries written in Rust only have it as text."""
+    """Return the system's number of an error; libraries written in Rust have it only as text."""
     if isinstance(error, OSError):
         return error.errno
     found = re.search(r"\(os error (\d+)\)", str(error))
@@ -113,31 +159,9 @@ def show_size(size: int) -> str:
 
 
 def cache_folder() -> Path:
-    """Name the folder, which need not exist: `TGSENT_CACHE`, or the system's place for caches."""
+    """Return the cache folder, which may not exist: `TGSENT_CACHE`, or the system's default."""
     if named := os.environ.get("TGSENT_CACHE"):
         return Path(named).absolute()  # programs are run in other folders
     import pooch
 
     return Path(pooch.os_cache("tgsent"))
-
-
-@contextlib.contextmanager
-def placing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
-    """Lend a file to write; it takes its place at `path` when all went well, else it is gone.
-
-    Several processes may place the same file at once: each has its own until then. Only a durable
-    one is sure to be whole after a loss of power.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

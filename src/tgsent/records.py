@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
+
+LogRow = Mapping[str, float]
+"""A row of `log.jsonl`: step, epoch, loss and learning rate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +21,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class SplitSummary:
-    """What is said of a split where its texts are not needed."""
+    """A split without its texts."""
 
     trial: int
     seed: int
@@ -39,7 +43,7 @@ class Split:
     sha256: str
     """Hash of every text and label, in order, and of the part they are in."""
     overlap: int
-    """Number of test texts that also stand in the training part."""
+    """Number of test texts that are also in the training part."""
     duplicates: int = 0
     """Rows of the data that repeat the text of an earlier one, and how many were dropped for it."""
     dropped: int = 0
@@ -72,13 +76,13 @@ class Splits(Protocol):
         ...
 
     def __getitem__(self, index: int, /) -> Split:
-        """Give the split of trial `index + 1`."""
+        """Return the split of trial `index + 1`."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One example in tokens; `target` ends with the end token."""
+    """One example in tokens; `target` ends with the EOS token."""
 
     prompt: tuple[int, ...]
     target: tuple[int, ...]
@@ -102,18 +106,61 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True)
+class LabelScores:
+    """Scores on the texts of one label; `support` is their number."""
+
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of the answers to some test texts."""
+
+    n_test: int
+    macro_f1: float
+    accuracy: float
+    per_label: Mapping[str, LabelScores]
+    confusion: Mapping[str, Mapping[str, int]]
+    """Number of texts by label and answer; an answer that is no label is `""`."""
+    unparsed: int
+    """Number of answers that are no label."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Mean confidence and accuracy of the `n` answers whose confidence is in one interval."""
+
+    confidence: float
+    accuracy: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How far label probabilities agree with accuracy."""
+
+    ece: float
+    """Expected calibration error."""
+    auc: float | None
+    """Area under the ROC curve of the second of two labels; None where it is not defined."""
+    bins: tuple[Bin, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """What fine-tuning a model and letting it answer gives, whatever did both."""
+    """What a backend returns for one trial."""
 
     predictions: tuple[Prediction, ...]
-    log: tuple[dict[str, Any], ...]
-    """The rows of `log.jsonl`."""
+    log: tuple[LogRow, ...]
     steps: int
     learning_rate: float
     train_seconds: float
     eval_seconds: float
     truncated: int
-    """Number of texts that were cut, training and test."""
+    """Number of truncated texts, training and test."""
     truncated_tokens: int
     """How many tokens they lost."""
     peak_memory_bytes: int
@@ -134,17 +181,6 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class TrialResult:
-    """All that a finished trial leaves behind."""
-
-    metrics: dict[str, Any]
-    """The content of `metrics.json`."""
-    predictions: tuple[Prediction, ...]
-    log: tuple[dict[str, Any], ...]
-    """The rows of `log.jsonl`."""
-
-
-@dataclass(frozen=True, slots=True)
 class Failure:
     """Why a trial failed."""
 
@@ -161,7 +197,7 @@ class Progress(Protocol):
         ...
 
     def line(self, text: str) -> None:
-        """Tell a milestone; shown where there are no bars."""
+        """Report a milestone; shown where there are no bars."""
         ...
 
 

@@ -21,8 +21,8 @@ def test_majority_gives_the_commonest_label_of_training() -> None:
     train = (*SPLIT.train, Example("one more", "positive"))
     result = run_trial(tiny_spec("majority"), dataclasses.replace(SPLIT, train=train), Silent())
     assert {p.predicted for p in result.predictions} == {"positive"}
-    assert result.metrics["macro_f1"] == pytest.approx((2 / 3) / 2)
-    assert result.metrics["warnings"] == []
+    assert result.metrics.macro_f1 == pytest.approx((2 / 3) / 2)
+    assert result.metrics.warnings == ()
     assert result.predictions[0].probabilities == pytest.approx((24 / 49, 25 / 49))
 
 
@@ -34,8 +34,8 @@ def test_majority_of_equals_is_the_first() -> None:
 
 def test_tfidf_learns_and_knows_how_sure_it_is() -> None:
     result = run_trial(tiny_spec("tfidf"), SPLIT, Silent())
-    assert result.metrics["macro_f1"] == 1.0
-    assert result.metrics["parameters"] > 100
+    assert result.metrics.macro_f1 == 1.0
+    assert result.metrics.parameters > 100
     for p in result.predictions:
         assert sum(p.probabilities or ()) == pytest.approx(1)
         assert p.probabilities is not None
@@ -68,7 +68,7 @@ def test_tfidf_on_real_tweets_scores_as_it_should(tweets: object) -> None:
     dataset = load_dataset(config.data)
     (spec,) = config.trial_specs(dataset.labels)
     result = run_trial(spec, make_splits(dataset, config)[0], Silent())
-    assert 0.75 <= result.metrics["macro_f1"] <= 0.80
+    assert 0.75 <= result.metrics.macro_f1 <= 0.80
 
 
 def test_settings_of_language_models_do_not_change_a_baselines_place() -> None:

@@ -161,9 +161,9 @@ def test_the_worker_is_told_the_recipe_and_its_answers_are_scored(
     assert result.log[0] == {"step": 1, "epoch": 1, "loss": 4.0, "learning_rate": 1e-4}
     assert [row["epoch"] for row in result.log] == [1] * 6 + [2] * 6
     native = run_trial(tiny_spec("t5"), SPLIT, Silent()).metrics
-    assert result.metrics.keys() == native.keys()
+    assert result.metrics.to_json().keys() == native.to_json().keys()
     assert (
-        result.metrics.items()
+        result.metrics.to_json().items()
         >= {
             "unparsed": 4,
             "truncated": 3,
@@ -178,7 +178,7 @@ def test_the_worker_is_told_the_recipe_and_its_answers_are_scored(
             "backend_versions": VERSIONS,
         }.items()
     )
-    assert "|backend:simplet5|" in result.metrics["signature"]
+    assert "|backend:simplet5|" in result.metrics.signature
 
 
 def test_a_model_is_lent_in_words_that_the_package_knows(
@@ -450,7 +450,7 @@ def test_texts_that_are_cut_are_counted(simplet5: None) -> None:
     result = run_trial(spec, SPLIT, Silent())
     loaded = loading.load(spec, SPLIT.train)
     lengths = [len(loaded.tokenizer(e.text).input_ids) for e in SPLIT.train]
-    assert result.metrics["truncated"] == sum(length > 8 for length in lengths) > 0
-    assert result.metrics["truncated_tokens"] == sum(max(0, length - 8) for length in lengths)
+    assert result.metrics.truncated == sum(length > 8 for length in lengths) > 0
+    assert result.metrics.truncated_tokens == sum(max(0, length - 8) for length in lengths)
     assert len(result.predictions) == 12
     assert set(LABELS) >= {p.predicted for p in result.predictions} - {None}

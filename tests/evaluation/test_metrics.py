@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from tgsent.evaluation.metrics import calibration, doubts, score, summarize
-from tgsent.records import Prediction
+from tgsent.evaluation.metrics import Summary, calibration, doubts, score, summarize
+from tgsent.records import Bin, LabelScores, Prediction
 
 LABELS = ("negative", "positive")
 WORDS = {"n": "negative", "p": "positive", "u": "neutral", "?": None}
@@ -30,9 +30,9 @@ def believed(*rows: tuple[str, float]) -> list[Prediction]:
 def test_calibration(rows: list[tuple[str, float]], ece: float, auc: float | None) -> None:
     found = calibration(believed(*rows), ("a", "b"))
     assert found is not None
-    assert found["ece"] == pytest.approx(ece)
-    assert found["auc"] == (None if auc is None else pytest.approx(auc))
-    assert sum(one["n"] for one in found["bins"]) == len(rows)
+    assert found.ece == pytest.approx(ece)
+    assert found.auc == (None if auc is None else pytest.approx(auc))
+    assert sum(one.n for one in found.bins) == len(rows)
 
 
 def test_without_probabilities_there_is_no_calibration() -> None:
@@ -42,10 +42,9 @@ def test_without_probabilities_there_is_no_calibration() -> None:
 def test_three_labels_have_no_single_roc_curve() -> None:
     predictions = [Prediction("", "a", "a", "a", (0.8, 0.1, 0.1))]
     found = calibration(predictions, ("a", "b", "c"))
-    assert found == {
-        "ece": pytest.approx(0.2), "auc": None,
-        "bins": [{"confidence": 0.8, "accuracy": 1.0, "n": 1}],
-    }  # fmt: skip
+    assert found is not None
+    assert (found.ece, found.auc) == (pytest.approx(0.2), None)
+    assert found.bins == (Bin(confidence=0.8, accuracy=1.0, n=1),)
 
 
 def predictions(truth: str, answers: str) -> list[Prediction]:
@@ -75,18 +74,18 @@ def test_score_known_values(
     truth: str, answers: str, macro_f1: float, accuracy: float, unparsed: int
 ) -> None:
     result = score(predictions(truth, answers), LABELS)
-    assert result["macro_f1"] == pytest.approx(macro_f1)
-    assert result["accuracy"] == pytest.approx(accuracy)
-    assert result["unparsed"] == unparsed
+    assert result.macro_f1 == pytest.approx(macro_f1)
+    assert result.accuracy == pytest.approx(accuracy)
+    assert result.unparsed == unparsed
 
 
 def test_score_per_label_and_confusion() -> None:
     result = score(predictions("nnnppp", "nn?pnp"), LABELS)
-    assert result["per_label"] == {
-        "negative": pytest.approx({"precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "support": 3}),
-        "positive": pytest.approx({"precision": 1.0, "recall": 2 / 3, "f1": 0.8, "support": 3}),
+    assert result.per_label == {
+        "negative": LabelScores(2 / 3, 2 / 3, pytest.approx(2 / 3), support=3),
+        "positive": LabelScores(1.0, 2 / 3, pytest.approx(0.8), support=3),
     }
-    assert result["confusion"] == {
+    assert result.confusion == {
         "negative": {"negative": 2, "positive": 0, "": 1},
         "positive": {"negative": 1, "positive": 2, "": 0},
     }
@@ -94,7 +93,7 @@ def test_score_per_label_and_confusion() -> None:
 
 def test_confusion_has_a_column_for_no_label_only_where_needed() -> None:
     result = score(predictions("np", "pp"), LABELS)
-    assert result["confusion"] == {
+    assert result.confusion == {
         "negative": {"negative": 0, "positive": 1},
         "positive": {"negative": 0, "positive": 1},
     }
@@ -108,31 +107,31 @@ def test_score_agrees_with_scikit_learn(pairs: list[tuple[str, str]]) -> None:
     answers = [p.predicted or "no label" for p in given]
     expected = f1_score(truth, answers, labels=labels, average="macro", zero_division=0)
     result = score(given, labels)
-    assert result["macro_f1"] == pytest.approx(expected)
-    assert list(result["per_label"]) == list(labels)
-    assert sum(sum(row.values()) for row in result["confusion"].values()) == len(given)
-    assert sum(row[label] for label, row in result["confusion"].items()) == pytest.approx(
-        result["accuracy"] * len(given)
+    assert result.macro_f1 == pytest.approx(expected)
+    assert list(result.per_label) == list(labels)
+    assert sum(sum(row.values()) for row in result.confusion.values()) == len(given)
+    assert sum(row[label] for label, row in result.confusion.items()) == pytest.approx(
+        result.accuracy * len(given)
     )
 
 
 def test_summarize_of_three_trials() -> None:
     half = 4.302653 * 0.02 / math.sqrt(3)  # Student's t with 2 degrees of freedom
     result = summarize([0.8, 0.82, 0.84])
-    assert result["mean"] == pytest.approx(0.82)
-    assert result["std"] == pytest.approx(0.02)
-    assert result["ci95"] == pytest.approx([0.82 - half, 0.82 + half])
+    assert result.mean == pytest.approx(0.82)
+    assert result.std == pytest.approx(0.02)
+    assert result.ci95 == pytest.approx([0.82 - half, 0.82 + half])
 
 
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ([], {"mean": None, "std": None, "ci95": None}),
-        ([0.7], {"mean": 0.7, "std": None, "ci95": None}),
-        ([0.5, 0.5], {"mean": 0.5, "std": 0.0, "ci95": [0.5, 0.5]}),
+        ([], Summary()),
+        ([0.7], Summary(0.7)),
+        ([0.5, 0.5], Summary(0.5, 0.0, (0.5, 0.5))),
     ],
 )
-def test_summarize_of_few_trials(values: list[float], expected: dict[str, object]) -> None:
+def test_summarize_of_few_trials(values: list[float], expected: Summary) -> None:
     assert summarize(values) == expected
 
 

@@ -67,11 +67,11 @@ def test_a_model_that_was_not_trained_answers_as_calibrated_as_in_the_run(
         trials=1,
     )
     run = stored.read(folder)
-    prior = run.trials["gpt2"][1]["label_prior"]
-    assert run.trials["majority"][1]["label_prior"] is None
+    prior = run.trials["gpt2"][1].label_prior
+    assert run.trials["majority"][1].label_prior is None
     assert (prior is None) == (calibration == "none")
     assert prior is None or sum(prior.values()) == pytest.approx(1)
-    assert ("score, contextual" in run.trials["gpt2"][1]["signature"]) == (calibration == "auto")
+    assert ("score, contextual" in run.trials["gpt2"][1].signature) == (calibration == "auto")
     expected = of_the_run(folder, "gpt2")
     answers = predict.load(run, "gpt2", 1).classify((p.text for p in expected), Silent())
     for answer, before in zip(answers, expected, strict=True):
@@ -113,7 +113,7 @@ def test_a_text_is_counted_as_cut_once(folder: Path) -> None:
 def test_the_best_model_answers_unless_told_otherwise(folder: Path) -> None:
     run = stored.read(folder)
     kept = {name: own for name, own in run.trials.items() if name != "majority"}
-    best = max(kept, key=lambda name: fmean(m["macro_f1"] for m in kept[name].values()))
+    best = max(kept, key=lambda name: fmean(m.macro_f1 for m in kept[name].values()))
     assert predict.load(run, None, None).spec.name == best
 
 

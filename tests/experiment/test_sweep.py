@@ -6,6 +6,7 @@ import json
 import random
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from tgsent.errors import (
 from tgsent.evaluation import metrics
 from tgsent.experiment import attempt, execute, sweep, trial
 from tgsent.progress import Quiet
-from tgsent.records import Example, Failure, Prediction, Split, TrialResult
+from tgsent.records import Example, Failure, Prediction, Split
+from tgsent.runs.metrics import TrialResult
 
 LABELS = ("negative", "positive")
 Answer = Callable[[TrialSpec, Example], str]
@@ -43,7 +45,8 @@ def config(place: Path, keys: str, *more: str, models: str = "gpt2") -> RunConfi
 def carried_out(settings: RunConfig, **more: Any) -> dict[str, Any]:
     dataset = load_dataset(settings.data)
     about = {"fresh": False, "command": ["tgsent"], "progress": Quiet(), **more}
-    return sweep.run(settings, dataset, make_splits(dataset, settings), **about)
+    found = sweep.run(settings, dataset, make_splits(dataset, settings), **about)
+    return json.loads(json.dumps(found.to_json()))
 
 
 class Pretended:
@@ -66,7 +69,7 @@ class Pretended:
         # everything but the scores is that of a trial that takes no time
         plain = trial.run_trial(spec.model_copy(update={"model": "majority"}), split, Quiet())
         scores = metrics.score(predictions, spec.labels)
-        numbers = {**plain.metrics, **scores, "fingerprint": spec.fingerprint}
+        numbers = replace(plain.metrics, **vars(scores), fingerprint=spec.fingerprint)
         return TrialResult(numbers, predictions, ())
 
 
@@ -269,7 +272,7 @@ def test_a_folder_that_would_refuse_the_winner_is_told_of_before_anything_is_tra
     dataset = load_dataset(kept.data)
     about: dict[str, Any] = {"fresh": False, "command": ["tgsent"], "progress": Quiet()}
     again = execute.run(kept, dataset, make_splits(dataset, kept), **about)
-    assert again["manifest"]["sweep"] == first["manifest"]["sweep"]
+    assert json.loads(json.dumps(again.manifest.to_json()["sweep"])) == first["manifest"]["sweep"]
     more = kept.model_copy(update={"trials": 3})
     with pytest.raises(RunFolderError, match="that trials 1 to 2 do not test"):
         execute.run(more, dataset, make_splits(dataset, more), **about)
@@ -373,7 +376,7 @@ def test_the_optimism_is_that_of_the_best_of_equals() -> None:
                 (str(i), t, s) for i, (t, s) in enumerate(zip(truth, said, strict=True))
             ]
             predictions = [Prediction(*row, "") for row in answers[name]]
-            scores[name] = metrics.score(predictions, LABELS)["macro_f1"]
+            scores[name] = metrics.score(predictions, LABELS).macro_f1
         gaps.append(max(scores.values()) - 0.7)
         told.append(sweep.optimism(answers, scores, LABELS))
     assert np.mean(told) == pytest.approx(np.mean(gaps), rel=0.35)

@@ -18,7 +18,8 @@ from tgsent.evaluation.generate import classify
 from tgsent.experiment.trial import run_trial
 from tgsent.modeling import loading, speedups
 from tgsent.modeling.loading import LoadedModel
-from tgsent.records import Example, Split, TrialResult
+from tgsent.records import Example, Split
+from tgsent.runs.metrics import TrialMetrics, TrialResult
 from tiny_models import FAMILIES, LABELS, Silent, examples, tiny_spec
 
 TEXTS = examples(60)
@@ -37,7 +38,7 @@ def run(spec: TrialSpec, save_to: Path | None = None, split: Split = SPLIT) -> T
 
 
 def scores(result: TrialResult) -> dict[str, Any]:
-    return {key: value for key, value in result.metrics.items() if key not in MEASURED}
+    return {key: value for key, value in result.metrics.to_json().items() if key not in MEASURED}
 
 
 def seed_everything(seed: int) -> None:
@@ -84,7 +85,7 @@ def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
 def test_metrics_are_those_of_the_contract() -> None:
     spec = tiny_spec("gpt2", training={"epochs": 2, "batch_size": 10})
     result = run(spec)
-    assert result.metrics.keys() >= MEASURED | {
+    assert result.metrics.to_json().keys() >= MEASURED | {
         "model",
         "trial",
         "seed",
@@ -100,9 +101,9 @@ def test_metrics_are_those_of_the_contract() -> None:
         "signature",
     }
     assert (
-        result.metrics.items()
+        result.metrics.to_json().items()
         >= {
-            **metrics.score(result.predictions, LABELS),
+            **dataclasses.asdict(metrics.score(result.predictions, LABELS)),
             "model": "gpt2",
             "trial": 1,
             "seed": 1,
@@ -124,9 +125,10 @@ def test_metrics_are_those_of_the_contract() -> None:
             "fingerprint": spec.fingerprint,
         }.items()
     )
-    assert all(result.metrics[key] > 0 for key in MEASURED)
-    assert result.metrics["peak_memory_bytes"] > 50_000_000
-    assert json.loads(json.dumps(result.metrics, allow_nan=False)) == result.metrics
+    assert all(getattr(result.metrics, key) > 0 for key in MEASURED)
+    assert result.metrics.peak_memory_bytes > 50_000_000
+    written = json.loads(json.dumps(result.metrics.to_json(), allow_nan=False))
+    assert TrialMetrics.from_json(written) == result.metrics
     assert [row["step"] for row in result.log] == list(range(1, 11))
     assert [(p.text, p.label) for p in result.predictions] == [
         (e.text, e.label) for e in SPLIT.test
@@ -135,10 +137,10 @@ def test_metrics_are_those_of_the_contract() -> None:
 
 def test_signature_names_what_the_score_depends_on() -> None:
     one, other = (run(tiny_spec("gpt2", decoding=d)).metrics for d in ("free", "score"))
-    assert "|decoding:free|" in one["signature"]
-    assert "|decoding:score|" in other["signature"]
+    assert "|decoding:free|" in one.signature
+    assert "|decoding:score|" in other.signature
     for part in ("|model:gpt2|", "|init:tiny|", "|seed:1|", "|split:555555555555"):
-        assert part in one["signature"]
+        assert part in one.signature
 
 
 @pytest.mark.parametrize("model", ["gpt2", "tfidf"])
@@ -149,17 +151,18 @@ def test_extra_test_texts_are_answered_and_scored_apart(model: str) -> None:
     extra = run(tiny_spec(model, training={"epochs": 4}), split=split)
     assert extra.predictions[:12] == plain.predictions
     assert [p.text for p in extra.predictions[12:]] == [e.text for e in more]
-    assert extra.metrics["macro_f1"] == plain.metrics["macro_f1"]
-    assert extra.metrics["n_test"] == 12
-    assert extra.metrics["all"] == {"n_test": 52, **metrics.score(extra.predictions, LABELS)}
-    assert extra.metrics["extra_sha256"] == "e" * 64
-    assert "all" not in plain.metrics
+    assert extra.metrics.macro_f1 == plain.metrics.macro_f1
+    assert extra.metrics.n_test == 12
+    assert extra.metrics.all == metrics.score(extra.predictions, LABELS)
+    assert extra.metrics.all.n_test == 52
+    assert extra.metrics.extra_sha256 == "e" * 64
+    assert "all" not in plain.metrics.to_json()
 
 
 def test_truncated_texts_of_both_parts_are_counted() -> None:
     long = Example("really " * 100, "positive")
     split = dataclasses.replace(SPLIT, train=(*SPLIT.train, long), test=(*SPLIT.test, long, long))
-    assert run(tiny_spec("gpt2"), split=split).metrics["truncated"] == 3
+    assert run(tiny_spec("gpt2"), split=split).metrics.truncated == 3
 
 
 @pytest.mark.parametrize("model", FAMILIES)
@@ -179,7 +182,7 @@ def test_a_saved_model_gives_the_same_answers(model: str, tmp_path: Path) -> Non
 
 def test_a_model_trained_in_bf16_is_saved_in_fp32(tmp_path: Path) -> None:
     result = run(tiny_spec("gpt2", training={"precision": "bf16"}), tmp_path)
-    assert result.metrics["precision"] == "bf16"
+    assert result.metrics.precision == "bf16"
     assert {tensor.dtype for tensor in load_file(tmp_path / "model.safetensors").values()} == {
         torch.float32
     }
@@ -195,7 +198,7 @@ def test_a_tiny_tokenizer_learns_no_word_of_the_test_texts(tmp_path: Path) -> No
 
 def test_a_tiny_model_learns_to_answer() -> None:
     spec = tiny_spec("gpt2", training={"epochs": 10, "warmup_steps": 4})
-    assert run(spec).metrics["macro_f1"] > 0.9
+    assert run(spec).metrics.macro_f1 > 0.9
 
 
 @pytest.mark.parametrize("model", FAMILIES)
@@ -249,6 +252,6 @@ def test_a_model_trained_in_bf16_answers_alike_in_batches_of_any_size() -> None:
 @pytest.mark.parametrize("model", FAMILIES)
 def test_without_epochs_the_model_is_scored_as_it_is(model: str) -> None:
     result = run(tiny_spec(model, training={"epochs": 0}, prompt=PromptConfig(shots=2)))
-    assert (result.metrics["steps"], result.log) == (0, ())
-    assert result.metrics["train_examples_per_second"] == 0
+    assert (result.metrics.steps, result.log) == (0, ())
+    assert result.metrics.train_examples_per_second == 0
     assert len(result.predictions) == 12

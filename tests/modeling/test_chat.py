@@ -108,7 +108,7 @@ def test_a_chat_trains_is_saved_and_answers(folder: Path, tmp_path: Path) -> Non
     )
     split = Split(1, 1, tuple(texts), tuple(texts[:6]), "sha", 0)
     result = run_trial(spec, split, Silent(), save_to=tmp_path)
-    assert result.metrics["unparsed"] == 0
+    assert result.metrics.unparsed == 0
     again = loading.load(spec.model_copy(update={"model": str(tmp_path)}), ())
     assert again.model.generation_config.eos_token_id == again.ids.end
     found = classify(again, loading.prompt_encoder(again, spec), texts[:6], spec, Silent())

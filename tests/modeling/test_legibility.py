@@ -71,9 +71,9 @@ def strange_split() -> Split:
 
 
 def test_a_run_warns() -> None:
-    warnings = run_trial(tiny_spec("t5"), strange_split(), Silent()).metrics["warnings"]
+    warnings = run_trial(tiny_spec("t5"), strange_split(), Silent()).metrics.warnings
     assert "4 different texts become 1 token sequence" in warnings
-    warnings = run_trial(tiny_spec("gpt2"), strange_split(), Silent()).metrics["warnings"]
+    warnings = run_trial(tiny_spec("gpt2"), strange_split(), Silent()).metrics.warnings
     assert not any("token" in warning for warning in warnings)
 
 

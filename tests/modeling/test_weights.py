@@ -282,7 +282,7 @@ def test_trials_of_earlier_versions_are_kept(model: Path, tmp_path: Path) -> Non
     config = config_of(str(model), tmp_path, "output.save_model=first", trials=2)
     run(config_of(str(model), tmp_path, "output.save_model=first"))
     old = make_old(config)
-    assert "weights_sha256" not in stored.read(config.folder).trials["mine"][1]
+    assert stored.read(config.folder).trials["mine"][1].weights_sha256 is None
     predict.load(stored.read(config.folder), None, None)
     assert run(config)[0] == "already finished: 1 of 2 trials"
     assert (config.folder / "mine/trial-1/metrics.json").read_text() == old

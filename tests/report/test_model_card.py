@@ -54,7 +54,7 @@ def run(model: str, folder: Path, **changes: Any) -> Path:
     texts = dataset.load_dataset(config.data)
     splits = dataset.make_splits(texts, config)
     results = execute.run(config, texts, splits, fresh=False, command=["tgsent"], progress=Silent())
-    assert not results["models"][0]["failed"], results["models"][0]["failed"]
+    assert not results.models[0].failed, results.models[0].failed
     return config.folder / "it" / "trial-1"
 
 

@@ -11,7 +11,11 @@ from markdown_it import MarkdownIt
 
 import browser
 import run_folders
+from tgsent.evaluation.metrics import Summary
+from tgsent.records import LabelScores
 from tgsent.report import pages, results
+from tgsent.report.results import ModelResults
+from tgsent.report.sections import confusions
 from tgsent.runs import stored
 from tgsent.runs.stored import StoredRun
 from tgsent.terminal import printable
@@ -115,9 +119,10 @@ def test_both_pages_tell_the_whole_story(folder: Path, page: str, markdown: str)
             assert " ".join(printable("".join(example)).split()) in text
             assert json.dumps(printable(example[0]), ensure_ascii=False) in markdown
     for told in (
-        "expected calibration error", "texts cut (tokens lost)", "Texts that most models got wrong",
+        "expected calibration error", "truncated texts (tokens lost)",
+        "Texts that most models got wrong",
         "Wrong answers that tfidf was surest of", "Time and memory", "learning_rate",
-        "warmup_steps, as it was", "max_grad_norm, as it was", "padding, as it was",
+        "warmup_steps, resolved", "max_grad_norm, resolved", "padding, resolved",
         result["manifest"]["data"]["sha256"], result["manifest"]["splits"][1]["sha256"],
     ):  # fmt: skip
         assert told in text
@@ -181,9 +186,11 @@ def test_many_trials_and_labels_stay_readable() -> None:
     labels = [f"label {i}" for i in range(20)]
     confusion = {one: {other: 5 if one == other else 0 for other in labels} for one in labels}
     confusion["label 3"]["label 4"] = 7
-    trial = {"confusion": confusion, "per_label": dict.fromkeys(labels)}
-    found = pages._confusion({"trials": [trial, trial]})
-    assert found["list"].rows == [["label 3", "label 4", "14"]]
+    trial = run_folders.metrics_of(
+        confusion=confusion, per_label=dict.fromkeys(labels, LabelScores(1.0, 1.0, 1.0, 5))
+    )
+    found = confusions(ModelResults("it", (trial, trial), (), Summary()))
+    assert found.rows == [["label 3", "label 4", "14"]]
 
 
 def test_a_run_without_any_finished_trial_has_a_page(tmp_path: Path) -> None:

@@ -2,72 +2,57 @@ from __future__ import annotations
 
 import csv
 import io
-from typing import Any
+from dataclasses import replace
 
 from rich.console import Console
 
+from run_folders import manifest_of, metrics_of
+from tgsent.evaluation.metrics import Summary
+from tgsent.evaluation.significance import Comparison
+from tgsent.records import Scores
+from tgsent.report.results import FailedTrial, ModelResults, Results
 from tgsent.report.tables import notes, results_csv, results_table, sentences
+from tgsent.runs.manifest import Article
+from tgsent.runs.metrics import TrialMetrics
 
 
-def trial(model: str, number: int, macro_f1: float, unparsed: int = 0) -> dict[str, Any]:
-    """The metrics of one trial, as far as reports read them."""
-    return {
-        "model": model,
-        "trial": number,
-        "seed": number,
-        "macro_f1": macro_f1,
-        "accuracy": 0.5,
-        "per_label": {"x": {"f1": 1.0}},
-        "unparsed": unparsed,
-        "truncated": 2 * unparsed,
-        "truncated_tokens": 20 * unparsed,
-        "warnings": ['answers "x" to every text'] if macro_f1 < 0.75 else [],
-        "n_train": 190,
-        "n_test": 10,
-        "train_seconds": 12.4,
-        "split_sha256": f"{number}" * 64,
-        "signature": "tgsent:0|a,b",
-    }
+def trial(model: str, number: int, macro_f1: float, unparsed: int = 0) -> TrialMetrics:
+    return metrics_of(
+        model=model, trial=number, seed=number, macro_f1=macro_f1, unparsed=unparsed,
+        truncated=2 * unparsed, truncated_tokens=20 * unparsed,
+        warnings=('answers "x" to every text',) if macro_f1 < 0.75 else (),
+    )  # fmt: skip
 
 
-def results(**more: Any) -> dict[str, Any]:
+GPT2 = ModelResults(
+    model="gpt2",
+    trials=(trial("gpt2", 1, 0.8, 3), trial("gpt2", 2, 0.9, 1)),
+    failed=(),
+    macro_f1=Summary(0.85, 0.0707, (0.2147, 1.4853), (0.8, 0.91)),
+)
+T5 = ModelResults(
+    model="t5",
+    trials=(trial("t5", 2, 0.7),),
+    failed=(FailedTrial(1, "the loss is nan"),),
+    macro_f1=Summary(0.7),
+)
+ODD = ModelResults(model="[b]odd", trials=(), failed=(), macro_f1=Summary())
+COMPARISON = Comparison("gpt2", "t5", 10, 0.1, (-0.1, 0.3), 2, 1, 1.0, 1.0, (2,), False, None)
+
+
+def results(*models: ModelResults, trials: int = 2, article: Article | None = None) -> Results:
     """Three models in two trials: both done; one done, one failed; none done."""
-    return {
-        "name": "mine",
-        "models": [
-            {
-                "model": "gpt2",
-                "trials": [trial("gpt2", 1, 0.8, 3), trial("gpt2", 2, 0.9, 1)],
-                "macro_f1": {
-                    "mean": 0.85,
-                    "std": 0.0707,
-                    "ci95": [0.2147, 1.4853],
-                    "bootstrap95": [0.8, 0.91],
-                },
-                "failed": [],
-            },
-            {
-                "model": "t5",
-                "trials": [trial("t5", 2, 0.7)],
-                "macro_f1": {"mean": 0.7, "std": None, "ci95": None},
-                "failed": [{"trial": 1, "reason": "the loss is nan"}],
-            },
-            {
-                "model": "[b]odd",
-                "trials": [],
-                "macro_f1": {"mean": None, "std": None, "ci95": None},
-                "failed": [],
-            },
-        ],
-        "signature": "tgsent:1|seed:1+2",
-        "verdict": ["gpt2 is best.", "That is luck."],
-        "comparisons": [{"sentence": "gpt2 and t5 cannot be told apart"}],
-        "manifest": {"splits": [{"trial": k, "n_test": 10, "sha256": f"{k}" * 64} for k in (1, 2)]},
-        **more,
-    }
+    return Results(
+        name="mine",
+        signature="tgsent:1|seed:1+2",
+        verdict=("gpt2 is best.", "That is chance."),
+        models=models or (GPT2, T5, ODD),
+        comparisons=(COMPARISON,),
+        manifest=manifest_of(trials=trials, article=article),
+    )
 
 
-def render(values: dict[str, Any]) -> list[list[str]]:
+def render(values: Results) -> list[list[str]]:
     """The table's cells, row by row, the header first."""
     file = io.StringIO()
     Console(file=file, width=200).print(results_table(values))
@@ -84,7 +69,7 @@ def test_the_table_has_a_row_per_model_and_a_column_per_trial() -> None:
 
 
 def test_the_table_shows_published_numbers_where_there_are_any() -> None:
-    article = {"mean_macro_f1": {"gpt2": 0.817}, "sample_size": 10_000, "trials": 3}
+    article = Article({"gpt2": 0.817}, sample_size=10_000, trials=3)
     rows = render(results(article=article))
     assert [row[-1] for row in rows] == ["article", "0.817", "-", "-"]
 
@@ -110,39 +95,41 @@ def test_the_csv_has_a_row_per_finished_trial() -> None:
 
 
 def test_the_csv_of_no_results_is_a_header() -> None:
-    assert results_csv({"models": []}, escape_formulas=True).startswith(
-        "model,trial,seed,macro_f1,"
-    )
-    assert results_csv({"models": []}, escape_formulas=True).count("\n") == 1
+    text = results_csv(results(ODD), escape_formulas=True)
+    assert text.startswith("model,trial,seed,macro_f1,")
+    assert text.count("\n") == 1
 
 
 def test_what_was_cut_and_what_is_suspect_is_told() -> None:
     assert notes(results()) == [
-        "gpt2: 8 texts were cut to training.max_tokens (80 tokens lost);"
+        "gpt2: 8 texts were truncated to training.max_tokens (80 tokens lost);"
         " 4 answers are no label and count as wrong",
         'warning: t5 trial 2: answers "x" to every text',
     ]
 
 
 def test_a_formula_as_a_models_name_is_escaped_unless_told_otherwise() -> None:
-    model = {"model": "=1+1", "trials": [trial("=1+1", 1, 0.8)]}
+    model = replace(GPT2, trials=(trial("=1+1", 1, 0.8),))
     for escape, name in ((True, "'=1+1"), (False, "=1+1")):
-        text = results_csv({"models": [model]}, escape_formulas=escape)
+        text = results_csv(results(model), escape_formulas=escape)
         assert [row["model"] for row in csv.DictReader(io.StringIO(text))] == [name]
 
 
 def test_sentences() -> None:
     assert sentences(results()) == [
-        "gpt2 is best. That is luck.", "gpt2 and t5 cannot be told apart",
+        "gpt2 is best. That is chance.", COMPARISON.sentence,
         "tgsent:1|seed:1+2",
     ]  # fmt: skip
 
 
 def test_a_table_with_more_test_texts_has_both_scores() -> None:
-    values = results()
-    gpt2 = values["models"][0]
-    gpt2["trials"][0]["all"] = {"n_test": 1_010, "macro_f1": 0.81}
-    gpt2["macro_f1_all"] = {"mean": 0.81, "std": None, "ci95": None, "bootstrap95": [0.79, 0.83]}
+    everything = Scores(1_010, 0.81, 0.5, {}, {}, 0)
+    gpt2 = replace(
+        GPT2,
+        trials=(replace(GPT2.trials[0], all=everything), GPT2.trials[1]),
+        macro_f1_all=Summary(0.81, bootstrap95=(0.79, 0.83)),
+    )
+    values = results(gpt2, T5, ODD)
     header, *rows = render(values)
     assert header[6:8] == ["all", "all, 95 %"]
     assert [row[6:8] for row in rows] == [["0.8100", "0.790-0.830"], ["-", "-"], ["-", "-"]]
@@ -150,13 +137,8 @@ def test_a_table_with_more_test_texts_has_both_scores() -> None:
 
 
 def test_many_trials_have_no_columns_of_their_own() -> None:
-    values = results()
-    trials = [trial("gpt2", k, k / 100) for k in range(1, 31)]
-    values["models"] = [{**values["models"][0], "trials": trials}, values["models"][2]]
-    values["manifest"] = {
-        "splits": [{"trial": k, "n_test": 10, "sha256": f"{k}" * 64} for k in range(1, 31)]
-    }
-    header, gpt2, odd = render(values)
+    gpt2 = replace(GPT2, trials=tuple(trial("gpt2", k, k / 100) for k in range(1, 31)))
+    header, gpt2_row, odd = render(results(gpt2, ODD, trials=30))
     assert header[:5] == ["model", "trials", "lowest", "highest", "mean"]
-    assert gpt2[:4] == ["gpt2", "30", "0.0100", "0.3000"]
+    assert gpt2_row[:4] == ["gpt2", "30", "0.0100", "0.3000"]
     assert odd[1:4] == ["0", "-", "-"]

@@ -19,18 +19,20 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from run_folders import metrics_of
 from tgsent.config import RunConfig, TrialSpec, load
 from tgsent.errors import RunFolderError
-from tgsent.files import write_atomic
-from tgsent.records import Prediction, SplitSummary, TrialResult
-from tgsent.runs.folder import (
-    RunFolder,
+from tgsent.files import to_json, write_atomic
+from tgsent.records import Prediction, SplitSummary
+from tgsent.runs.checks import check_same_data, check_same_settings
+from tgsent.runs.folder import RunFolder
+from tgsent.runs.formats import (
     escape_formula,
     predictions_csv,
     read_predictions,
-    to_json,
     unescape_formula,
 )
+from tgsent.runs.metrics import TrialResult
 
 
 def spec_of(*overrides: str) -> TrialSpec:
@@ -42,12 +44,7 @@ def split_of(sha256: str = "abc", extra: str = "") -> SplitSummary:
 
 
 def result_of(spec: TrialSpec, split: str = "abc") -> TrialResult:
-    metrics = {
-        "macro_f1": 0.5,
-        "fingerprint": spec.fingerprint,
-        "split_sha256": split,
-        "extra_sha256": "",
-    }
+    metrics = metrics_of(fingerprint=spec.fingerprint, split_sha256=split)
     return TrialResult(metrics, (Prediction("text", "x", None, " z"),), ({"step": 1}, {"step": 2}))
 
 
@@ -316,8 +313,8 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def test_an_empty_folder_takes_any_experiment(tmp_path: Path) -> None:
-    RunFolder(tmp_path / "missing").check_same_experiment(config_of())
-    RunFolder(tmp_path).check_same_experiment(config_of())
+    check_same_settings(tmp_path / "missing", config_of())
+    check_same_settings(tmp_path, config_of())
 
 
 @pytest.mark.parametrize(
@@ -336,7 +333,7 @@ def test_an_empty_folder_takes_any_experiment(tmp_path: Path) -> None:
 def test_a_folder_takes_the_same_experiment_carried_out_otherwise(
     overrides: list[str], folder: RunFolder
 ) -> None:
-    folder.check_same_experiment(config_of(*overrides))
+    check_same_settings(folder.path, config_of(*overrides))
 
 
 @pytest.mark.parametrize(
@@ -357,7 +354,7 @@ def test_a_folder_refuses_another_experiment_and_names_the_keys(
     overrides: list[str], message: str, folder: RunFolder
 ) -> None:
     with pytest.raises(RunFolderError) as caught:
-        folder.check_same_experiment(config_of(*overrides))
+        check_same_settings(folder.path, config_of(*overrides))
     assert message in str(caught.value)
     assert "--fresh moves them aside" in str(caught.value)
 
@@ -374,30 +371,30 @@ def test_folders_of_earlier_versions_lack_keys(tmp_path: Path) -> None:
 
     zero_shot = ("training.epochs=0", "evaluation.decoding=score")
     of_earlier()
-    folder.check_same_experiment(config_of())
+    check_same_settings(folder.path, config_of())
     of_earlier("evaluation.decoding=score")
-    folder.check_same_experiment(config_of("evaluation.decoding=score"))
+    check_same_settings(folder.path, config_of("evaluation.decoding=score"))
     of_earlier(*zero_shot)
-    folder.check_same_experiment(config_of(*zero_shot, "evaluation.calibration=none"))
+    check_same_settings(folder.path, config_of(*zero_shot, "evaluation.calibration=none"))
     with pytest.raises(RunFolderError, match="calibration was 'none' and is now 'contextual'"):
-        folder.check_same_experiment(config_of(*zero_shot))
+        check_same_settings(folder.path, config_of(*zero_shot))
     of_earlier("training.lora={r: 4}")
-    folder.check_same_experiment(config_of("training.lora={r: 4, target: attention}"))
+    check_same_settings(folder.path, config_of("training.lora={r: 4, target: attention}"))
     with pytest.raises(RunFolderError, match="target was 'attention' and is now 'all-linear'"):
-        folder.check_same_experiment(config_of("training.lora={r: 4}"))
+        check_same_settings(folder.path, config_of("training.lora={r: 4}"))
 
 
 @pytest.mark.parametrize("content", ["", "name: x", "a: b: c", "\x00", "- x"])
 def test_a_config_of_no_run_is_not_overwritten(content: str, folder: RunFolder) -> None:
     folder.write("config.yaml", content)
     with pytest.raises(RunFolderError, match="is not the config of a run"):
-        folder.check_same_experiment(config_of())
+        check_same_settings(folder.path, config_of())
 
 
 def test_a_file_is_no_run_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match="is a file, not a run folder"):
-        RunFolder(tmp_path / "file").check_same_experiment(config_of())
+        check_same_settings(tmp_path / "file", config_of())
 
 
 # ------------------------------------------------------------------------------- predictions.csv
@@ -526,10 +523,10 @@ def test_a_trial_whose_answers_are_gone_is_not_finished(tmp_path: Path) -> None:
 
 def test_results_of_other_data_are_not_mixed_with_new_ones(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    folder.check_same_data("a" * 64)
+    check_same_data(folder.path, "a" * 64)
     folder.write_json("manifest.json", {"data": {"sha256": "b" * 64}})
-    folder.check_same_data("a" * 64)  # nothing is finished, nothing is lost
+    check_same_data(folder.path, "a" * 64)  # nothing is finished, nothing is lost
     folder.write_json("gpt2/trial-1/metrics.json", {})
-    folder.check_same_data("b" * 64)
+    check_same_data(folder.path, "b" * 64)
     with pytest.raises(RunFolderError, match=r"was bbbbbbbbbbbb\.\.\. and is now aaaaaaaaaaaa"):
-        folder.check_same_data("a" * 64)
+        check_same_data(folder.path, "a" * 64)

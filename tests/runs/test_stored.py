@@ -28,7 +28,7 @@ def copy(run: Path, tmp_path: Path) -> Path:
 
 def test_what_is_read_gives_the_result_of_the_run(run: Path) -> None:
     found = stored.read(run)
-    rebuilt = json.loads(json.dumps(results.of_runs(found)))
+    rebuilt = json.loads(json.dumps(results.of_runs(found).to_json()))
     assert rebuilt == json.loads((run / "results.json").read_bytes())
     assert list(found.trials) == ["majority", "tfidf"]
     assert found.predictions["tfidf", 2][0].text.startswith("a ")
@@ -43,7 +43,7 @@ def test_a_run_that_is_going_on_can_be_read(copy: Path) -> None:
     assert {name: list(own) for name, own in found.trials.items()} == {
         "majority": [1, 2], "tfidf": [1]
     }  # fmt: skip
-    assert len(results.of_runs(found)["comparisons"]) == 1
+    assert len(results.of_runs(found).comparisons) == 1
 
 
 def test_models_that_the_last_run_did_not_name_are_shown_after_its_own(
@@ -55,7 +55,7 @@ def test_models_that_the_last_run_did_not_name_are_shown_after_its_own(
     assert {name: list(own) for name, own in found.trials.items()} == {
         "gpt2": [1], "majority": [1, 2], "tfidf": [1, 2]
     }  # fmt: skip
-    assert [split["trial"] for split in found.manifest["splits"]] == [1, 2]
+    assert [split.trial for split in found.manifest.splits] == [1, 2]
     assert list(found.specs) == ["gpt2"]
     assert found.logs["gpt2", 1][0]["step"] == 1
 
@@ -101,12 +101,12 @@ def test_runs_on_the_same_texts_stand_side_by_side(run: Path, tmp_path: Path) ->
     other = run_folders.make(tmp_path, models=("tfidf", "gpt2"), overrides=["name=other"], trials=1)
     found = stored.combine([stored.read(run), stored.read(other)])
     assert list(found.trials) == ["majority", "tfidf (default)", "tfidf (other)", "gpt2"]
-    assert {m["model"] for own in found.trials.values() for m in own.values()} == set(found.trials)
+    assert {m.model for own in found.trials.values() for m in own.values()} == set(found.trials)
     result = results.of_runs(found)
-    assert result["name"] == "default + other"
-    assert [one["path"] for one in result["manifest"]["combined"]] == [str(run), str(other)]
+    assert result.name == "default + other"
+    assert [one.path for one in result.manifest.combined] == [str(run), str(other)]
     assert pages.html(result, found).count("command of ") == 2
-    assert len(result["comparisons"]) == 6
+    assert len(result.comparisons) == 6
     assert found.specs["gpt2"].model == "gpt2"
     with pytest.raises(RunFolderError, match="the same run folder stands twice"):
         stored.combine([stored.read(run), stored.read(run)])
@@ -155,7 +155,7 @@ def test_what_is_not_sound_is_left_out_and_the_rest_is_shown(copy: Path) -> None
         "old trial 1", "old trial 2", "tfidf trial 1", "tfidf trial 2"
     ]  # fmt: skip
     assert "old trial 1 (metrics.json is that of tfidf trial 1)" in found.left_out
-    assert results.of_runs(found)["models"][1]["macro_f1"]["mean"] is None
+    assert results.of_runs(found).models[1].macro_f1.mean is None
 
 
 def test_other_extra_texts_are_other_texts(copy: Path) -> None:
@@ -164,17 +164,14 @@ def test_other_extra_texts_are_other_texts(copy: Path) -> None:
 
 
 def test_folders_of_an_earlier_version_can_be_read(copy: Path) -> None:
-    newer = (
-        "signature", "extra_sha256", "example", "shots", "warnings", "truncated",
-        "truncated_tokens", "overlap", "commit", "steps", "learning_rate", "device", "precision",
-    )  # fmt: skip
+    newer = ("weights_sha256", "label_prior", "warmup_steps", "max_grad_norm", "padding")
     for path in copy.rglob("metrics.json"):
-        changed(path, lambda m: [m.pop(key) for key in newer])
-    changed(copy / "manifest.json", lambda m: [split.pop("extra_sha256") for split in m["splits"]])
+        changed(path, lambda m: [m.pop(key, None) for key in newer])
+    changed(copy / "manifest.json", lambda m: [one.pop("weights_sha256") for one in m["models"]])
     found = stored.read(copy)
     assert found.left_out == ()
     result = results.of_runs(found)
-    assert "tfidf has the highest mean" in result["verdict"][0]
+    assert "tfidf has the highest mean" in result.verdict[0]
     assert pages.html(result, found)
     assert pages.markdown_page(result, found)
 
@@ -206,7 +203,7 @@ def test_a_model_that_only_failed_is_shown_beside_other_runs(copy: Path, tmp_pat
     other = run_folders.make(tmp_path / "x", models=("gpt2",), trials=1, overrides=["name=x"])
     found = stored.combine([stored.read(copy), stored.read(other)])
     assert found.failed["gone"] == {1: "no luck"}
-    assert results.of_runs(found)["models"][2]["failed"] == [{"trial": 1, "reason": "no luck"}]
+    assert results.of_runs(found).models[2].failed == (results.FailedTrial(1, "no luck"),)
 
 
 def test_answers_that_are_not_those_of_the_scores_are_left_out(copy: Path) -> None:

@@ -165,9 +165,9 @@ def test_adapters_teach_a_trained_model_the_opposite_and_are_saved_merged(
     before = run_trial(tiny_spec(model, training=native), SPLIT, Silent(), save_to=first)
     spec = tiny_spec(str(first), training={**ADAPTERS, "epochs": 20, "precision": precision})
     after = run_trial(spec, opposite(SPLIT), Silent(), save_to=second)
-    assert before.metrics["macro_f1"] > 0.9
-    assert after.metrics["macro_f1"] > 0.9
-    assert after.metrics["trainable_parameters"] < after.metrics["parameters"] / 10
+    assert before.metrics.macro_f1 > 0.9
+    assert after.metrics.macro_f1 > 0.9
+    assert after.metrics.trainable_parameters < after.metrics.parameters / 10
     one, other = (load_file(folder / "model.safetensors") for folder in (first, second))
     assert one.keys() == other.keys()
     assert {name for name in one if not torch.equal(one[name], other[name])} == {
@@ -186,7 +186,7 @@ def contrary(tmp_path_factory: pytest.TempPathFactory, sample: Split) -> str:
     result = run_trial(
         tiny_spec("gpt2", training=native), opposite(sample), Silent(), save_to=folder
     )
-    assert result.metrics["macro_f1"] > 0.7
+    assert result.metrics.macro_f1 > 0.7
     return str(folder)
 
 
@@ -200,7 +200,7 @@ def test_a_model_learns_on_the_sample(
     """It begins with most answers wrong, so that chance alone would not do either."""
     recipe = {"init": "pretrained", "learning_rate": 3e-3, "epochs": 3, "batch_size": 16}
     spec = tiny_spec(contrary, training={**recipe, **changes})
-    assert run_trial(spec, sample, Silent()).metrics["macro_f1"] > 0.7
+    assert run_trial(spec, sample, Silent()).metrics.macro_f1 > 0.7
 
 
 def test_a_model_learns_on_the_sample_with_gradient_checkpointing(sample: Split) -> None:
@@ -211,8 +211,8 @@ def test_a_model_learns_on_the_sample_with_gradient_checkpointing(sample: Split)
         "gradient_checkpointing": True,
     }
     result = run_trial(tiny_spec("gpt2", training=training), sample, Silent())
-    assert result.metrics["macro_f1"] > 0.7
-    assert result.metrics["trainable_parameters"] == result.metrics["parameters"]
+    assert result.metrics.macro_f1 > 0.7
+    assert result.metrics.trainable_parameters == result.metrics.parameters
 
 
 @pytest.mark.parametrize("model", FAMILIES)
@@ -234,7 +234,7 @@ def test_frozen_embeddings_and_a_tied_head_stay_bit_for_bit_and_the_rest_learns(
     assert torch.equal(network.get_input_embeddings().weight, before)
     assert torch.equal(network.get_output_embeddings().weight, before)
     frozen = before.numel()
-    assert result.metrics["trainable_parameters"] == result.metrics["parameters"] - frozen
+    assert result.metrics.trainable_parameters == result.metrics.parameters - frozen
     assert result.log[-1]["loss"] < result.log[0]["loss"]
 
 

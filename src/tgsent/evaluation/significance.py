@@ -1,4 +1,4 @@
-"""Is a difference more than luck? Intervals and tests over the held-out texts.
+"""Is a difference more than chance? Intervals and tests over the held-out texts.
 
 Everything here takes the trained models as they are and asks what other test texts of the same kind
 would have given. What another training would have given, only several trials can show.
@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +22,8 @@ SEED = 1
 LEVEL = 0.95
 _POWER = 0.8
 _CELLS_AT_ONCE = 2**20  # of a table of draws: bounds the memory
+
+Interval = tuple[float, float]
 
 Answers = Sequence[tuple[str, str, str | None]]
 """Each test text, its label, and the label that a model gave it, or None."""
@@ -42,7 +43,7 @@ class Comparison:
     """Test texts of all trials, each counted once."""
     difference: float
     """In macro-F1, the mean over the trials that both have."""
-    interval: tuple[float, float]
+    interval: Interval
     """Of the difference: 95 %, stratified bootstrap over the test texts."""
     only_first: int
     """Texts that the first got right, and the second did not; for a text of several trials, more
@@ -63,39 +64,54 @@ class Comparison:
 
     @property
     def is_real(self) -> bool:
-        """Tell whether interval and test agree that this is more than luck."""
-        return self._interval_tells and self._answers_tell
+        """Whether interval and test agree that the difference is more than chance."""
+        return self._interval_excludes_zero and self._test_is_significant
 
     @property
-    def _interval_tells(self) -> bool:
+    def better_first(self) -> Comparison:
+        """The same comparison, with the model that has the higher macro-F1 first."""
+        if self.difference >= 0:
+            return self
+        low, high = self.interval
+        return replace(
+            self,
+            first=self.second,
+            second=self.first,
+            difference=-self.difference,
+            interval=(-high, -low),
+            only_first=self.only_second,
+            only_second=self.only_first,
+        )
+
+    @property
+    def _interval_excludes_zero(self) -> bool:
         low, high = self.interval
         return low > 0 or high < 0
 
     @property
-    def _answers_tell(self) -> bool:
+    def _test_is_significant(self) -> bool:
         return self.adjusted_p_value < 1 - LEVEL
 
     @property
     def sentence(self) -> str:
-        """Say it plainly."""
-        better, worse, sign = self.first, self.second, 100
-        if self.difference < 0:
-            better, worse, sign = self.second, self.first, -100
-        low, high = sorted(sign * end for end in self.interval)
-        numbers = f"{sign * self.difference:+.1f} points, 95 % {low:+.1f} to {high:+.1f}"
+        """The comparison in words."""
+        one = self.better_first
+        better, worse = one.first, one.second
+        low, high = (100 * end for end in one.interval)
+        numbers = f"{100 * one.difference:+.1f} points, 95 % {low:+.1f} to {high:+.1f}"
         if self.partly:
             which = "trial" if len(self.trials) == 1 else "trials"
             numbers += f" on {which} {', '.join(map(str, self.trials))} only"
         p_value = f"McNemar p = {self.adjusted_p_value:.2g}"
         if self.is_real:
             return f"{better} is better than {worse} on these texts: {numbers}; {p_value}"
-        if self._interval_tells:
+        if self._interval_excludes_zero:
             return (
                 f"{better} has a higher macro-F1 than {worse} on these texts ({numbers}), but not"
-                f" more right answers than luck gives ({p_value})"
+                f" more right answers than chance gives ({p_value})"
             )
         more = f"; about {self.needed:,} test texts would be needed" if self.needed else ""
-        if self._answers_tell:
+        if self._test_is_significant:
             more = f", though one has more answers right ({p_value})"
         return f"{better} and {worse} cannot be told apart on these data: {numbers}{more}"
 
@@ -103,7 +119,7 @@ class Comparison:
 def bootstrap(
     trials: Sequence[Mapping[str, Answers]], labels: Sequence[str], *, resamples: int = RESAMPLES
 ) -> dict[str, NDArray[np.float64]]:
-    """Weigh the test texts anew; give each model's mean macro-F1 over the trials in each draw.
+    """Weigh the test texts anew; return each model's mean macro-F1 over the trials in each draw.
 
     Every trial is a mapping from all models to their answers to the same texts. This is the
     Bayesian bootstrap (Rubin 1981): instead of drawing texts with replacement, each gets a random
@@ -111,7 +127,7 @@ def bootstrap(
     their number. It gives the same spread, and no draw is without a rare label. All models, and
     all trials that test a text, see the same weight: it is one text, however often it was answered.
     Texts that were answered alike are interchangeable, and the sum of n weights is Gamma(n), so
-    that these are drawn. Gives `(resamples,)` per model.
+    that these are drawn. Returns `(resamples,)` per model.
 
     As it is, the spread of a mean over n texts would be that of n + 1, where n - 1 is right; the
     weights of a label with n texts in a trial are therefore Gamma(1 - 2 / n), and at least of 1/2.
@@ -203,7 +219,7 @@ class _Table:
     def macro_f1(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """Score the models where the patterns have these weights: (R, P) to (R, M).
 
-        Gives the mean over the trials.
+        Returns the mean over the trials.
         """
         trials, n = self.support.shape
         drawn = (weights @ self.texts).reshape(-1, trials, n)
@@ -226,7 +242,7 @@ def _counts(
 
 
 def _by_text(trials: Sequence[Mapping[str, Answers]]) -> dict[tuple[str, str], _Seen]:
-    """Give for each text and label in which trials it is, and what the models answered there."""
+    """Return for each text and label its trials, with the models' answers in each."""
     texts: dict[tuple[str, str], list[tuple[int, tuple[str | None, ...]]]] = defaultdict(list)
     for number, trial in enumerate(trials):
         said = zip(*([answer for _, _, answer in own] for own in trial.values()), strict=True)
@@ -235,8 +251,8 @@ def _by_text(trials: Sequence[Mapping[str, Answers]]) -> dict[tuple[str, str], _
     return {key: tuple(seen) for key, seen in texts.items()}
 
 
-def interval(draws: NDArray[np.float64]) -> tuple[float, float]:
-    """Give the percentile interval of a bootstrap distribution (Efron 1979)."""
+def interval(draws: NDArray[np.float64]) -> Interval:
+    """Return the percentile interval of a bootstrap distribution (Efron 1979)."""
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
@@ -255,46 +271,49 @@ def compare(
     for first, second in combinations(macro_f1, 2) if pairs is None else pairs:
         shared = [k for k in trials if first in trials[k] and second in trials[k]]
         if shared:
-            pair = [{name: trials[k][name] for name in (first, second)} for k in shared]
-            scores = {name: [macro_f1[name][k] for k in shared] for name in (first, second)}
-            more = {*macro_f1[first], *macro_f1[second]} - {*shared}
-            about = {"trials": tuple(shared), "partly": bool(more)}
-            found.append(_compare(first, second, pair, scores, labels) | about)
-    adjusted = holm([one["p_value"] for one in found])
-    return [Comparison(**one, adjusted_p_value=p) for one, p in zip(found, adjusted, strict=True)]
+            found.append(_compare(first, second, shared, trials, macro_f1, labels))
+    adjusted = holm([one.p_value for one in found])
+    return [replace(one, adjusted_p_value=p) for one, p in zip(found, adjusted, strict=True)]
 
 
 def _compare(
     first: str,
     second: str,
-    pair: Sequence[Mapping[str, Answers]],
-    scores: Mapping[str, Sequence[float]],
+    shared: Sequence[int],
+    trials: Mapping[int, Mapping[str, Answers]],
+    macro_f1: Mapping[str, Mapping[int, float]],
     labels: Sequence[str],
-) -> dict[str, Any]:
-    texts = _by_text(pair)
-    draws = _draw(texts, [first, second], len(pair), labels, RESAMPLES)
+) -> Comparison:
+    """Compare two models on the trials that both have; the p-value is not adjusted yet."""
+    texts = _by_text([{name: trials[k][name] for name in (first, second)} for k in shared])
+    draws = _draw(texts, [first, second], len(shared), labels, RESAMPLES)
     differences = draws[first] - draws[second]
-    difference = float(np.mean(scores[first]) - np.mean(scores[second]))
+    means = [float(np.mean([macro_f1[name][k] for k in shared])) for name in (first, second)]
+    difference = means[0] - means[1]
     ahead = [
         sum((one == label) - (other == label) for _, (one, other) in seen)
         for (_, label), seen in texts.items()
     ]
     only_first, only_second = (sum(n > 0 for n in ahead), sum(n < 0 for n in ahead))
-    return {
-        "first": first,
-        "second": second,
-        "n": len(texts),
-        "difference": difference,
-        "interval": interval(differences),
-        "only_first": only_first,
-        "only_second": only_second,
-        "p_value": mcnemar(only_first, only_second),
-        "needed": needed(difference, float(differences.std(ddof=1)), len(texts)),
-    }
+    p_value = mcnemar(only_first, only_second)
+    return Comparison(
+        first=first,
+        second=second,
+        n=len(texts),
+        difference=difference,
+        interval=interval(differences),
+        only_first=only_first,
+        only_second=only_second,
+        p_value=p_value,
+        adjusted_p_value=p_value,
+        trials=tuple(shared),
+        partly=bool({*macro_f1[first], *macro_f1[second]} - {*shared}),
+        needed=needed(difference, float(differences.std(ddof=1)), len(texts)),
+    )
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Give the exact two-sided p-value that both models are right equally often (McNemar 1947).
+    """Return the exact two-sided p-value that both models are right equally often (McNemar 1947).
 
     Of the texts that just one got right, each is as likely to be the one's as the other's. With
     texts of several trials, that is a sign test over the texts.
@@ -315,7 +334,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def needed(difference: float, standard_error: float, n: int) -> int | None:
-    """Give how many test texts would show a difference of this size with a power of 80 %.
+    """Return how many test texts would show a difference of this size with a power of 80 %.
 
     The standard error falls with the root of the number of texts; for a two-sided test at 5 %,
     n (z_0.975 + z_0.8)^2 (standard error / difference)^2, to two digits.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import traceback
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,8 +19,10 @@ from tgsent.errors import (
     UnavailableError,
 )
 from tgsent.experiment import trial
-from tgsent.records import Failure, Progress, Split, TrialResult
+from tgsent.records import Failure, Progress, Split
 from tgsent.report import model_card
+from tgsent.runs.manifest import DataSummary
+from tgsent.runs.metrics import TrialResult
 from tgsent.training import processes
 
 
@@ -30,7 +31,7 @@ def attempt(
     split: Split,
     progress: Progress,
     *,
-    data: dict[str, Any],
+    data: DataSummary | None,
     cpus: int | None,
     save_to: Path | None,
     checkpoints_in: Path | None,
@@ -55,7 +56,7 @@ def attempt(
             checkpoints_in=checkpoints_in,
             track_in=track_in,
         )
-        if save_to is not None:
+        if save_to is not None and data is not None:
             model_card.write(save_to, spec, split, result.metrics, data)
     except (UnavailableError, StorageError, StoppedError, ProcessLostError):
         raise

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from tgsent.config import EngineConfig, RunConfig, TrialSpec
 from tgsent.data.dataset import Dataset
 from tgsent.errors import ConfigError, RunFolderError
 from tgsent.modeling import hub, weights
-from tgsent.records import Failure, Prediction, Progress, Split, Splits, TrialResult
+from tgsent.records import Failure, Prediction, Progress, Split, Splits
 from tgsent.report import pages, results, tables
+from tgsent.report.results import Results
 from tgsent.runs import manifest, stored
+from tgsent.runs.checks import check_same_data, check_same_settings, check_same_weights
 from tgsent.runs.folder import RunFolder
-from tgsent.runs.weights import check_same_weights
+from tgsent.runs.manifest import DataSummary, Manifest, Retry, SweepReport
+from tgsent.runs.metrics import TrialMetrics, TrialResult
 from tgsent.terminal import without_secrets
 from tgsent.training import interrupts, processes
 
@@ -40,10 +44,10 @@ def run(
     command: Sequence[str],
     progress: Progress,
     only: Sequence[str] = (),
-    sweep: Sequence[dict[str, Any]] = (),
+    sweep: Sequence[SweepReport] = (),
     has_lock: bool = False,
-) -> dict[str, Any]:
-    """Run every trial that is not finished yet; returns the content of `results.json`.
+) -> Results:
+    """Run every trial that is not finished yet, and return the results.
 
     With `only`, trials named `MODEL:TRIAL`, these alone are run, and other processes may run others
     in the same folder at the same time. A trial that fails is recorded and does not stop the
@@ -67,8 +71,8 @@ def run(
         finished = _finished(folder, config, specs, splits, dataset.sha256)
         pending = [spec for spec in chosen if (spec.name, spec.trial) not in finished]
         commits = _commits(finished, fetched, progress)
-        about = manifest.make(config, dataset, splits, commits, _weights(finished, specs), command)
-        about |= {"sweep": found} if (found := list(sweep) or _swept(folder, config)) else {}
+        hashes, swept = _weights(finished, specs), sweep or _swept(folder, config)
+        about = manifest.make(config, dataset, splits, commits, hashes, command, swept)
         _begin(folder, config, specs, finished, about)
         if done := len(chosen) - len(pending):
             progress.line(f"already finished: {done} of {len(chosen)} trials")
@@ -78,7 +82,11 @@ def run(
             held.close()  # to let others begin
         failed: dict[tuple[str, int], str] = {}
         next_table = 0.0
-        for spec, outcome in _attempts(pending, splits, config.engine, folder, about, progress):
+        retried: list[Retry] = []
+        for spec, outcome in _attempts(
+            pending, splits, config.engine, folder, about.data, retried, progress
+        ):
+            about = replace(about, retried=tuple(retried))
             where: dict[tuple[str, int], Any] = failed if isinstance(outcome, str) else finished
             where[spec.name, spec.trial] = outcome
             if not only and (started := time.monotonic()) >= next_table:
@@ -90,7 +98,7 @@ def run(
             finished = _finished(folder, config, specs, splits, dataset.sha256)
             failed = {**_failed_elsewhere(folder, finished), **failed}
         if len(finished) + len(failed) == len(specs):
-            about["finished"] = manifest.now()
+            about = replace(about, finished=manifest.now())
         return _finish(folder, config, finished, failed, about)
 
 
@@ -98,26 +106,26 @@ def _begin(
     folder: RunFolder,
     config: RunConfig,
     specs: Sequence[TrialSpec],
-    finished: dict[tuple[str, int], dict[str, Any]],
-    about: dict[str, Any],
+    finished: dict[tuple[str, int], TrialMetrics],
+    about: Manifest,
 ) -> None:
     """Put the folder in order, and say in it what is to be run."""
     for spec in specs:
         if (spec.name, spec.trial) in finished:
             folder.tidy(spec, finished=True)
     folder.write("config.yaml", config.to_yaml())
-    folder.write_json("manifest.json", about)
+    folder.write_json("manifest.json", about.to_json())
 
 
 def _finish(
     folder: RunFolder,
     config: RunConfig,
-    finished: dict[tuple[str, int], dict[str, Any]],
+    finished: dict[tuple[str, int], TrialMetrics],
     failed: dict[tuple[str, int], str],
-    about: dict[str, Any],
-) -> dict[str, Any]:
-    """Write manifest, results and reports; give the content of `results.json`."""
-    folder.write_json("manifest.json", about)
+    about: Manifest,
+) -> Results:
+    """Write manifest, results and reports; return the results."""
+    folder.write_json("manifest.json", about.to_json())
     predictions = {key: folder.predictions(metrics) for key, metrics in finished.items()}
     result = _collect(config, finished, failed, about, predictions)
     _write_results(folder, config, result)
@@ -132,15 +140,16 @@ def _attempts(
     splits: Splits,
     engine: EngineConfig,
     folder: RunFolder,
-    about: dict[str, Any],
+    data: DataSummary,
+    retried: list[Retry],
     progress: Progress,
-) -> Iterator[tuple[TrialSpec, dict[str, Any] | str]]:
+) -> Iterator[tuple[TrialSpec, TrialMetrics | str]]:
     """Run trials and write what they give; give the metrics of each, or the reason why it failed.
 
-    Raises what ends the whole run. What is worth a note goes into the manifest `about`.
+    Raises what ends the whole run. Trials that had to be run again are added to `retried`.
     """
     if pending and engine.kind == "ray":
-        yield from _on_ray(pending, splits, engine, folder, about, progress)
+        yield from _on_ray(pending, splits, engine, folder, data, retried, progress)
         return
     from tgsent.training import memory
 
@@ -153,8 +162,7 @@ def _attempts(
             metrics = folder.finished(spec, split.summary)  # by another process
             yield (
                 spec,
-                metrics
-                or _attempt(spec, split, engine.cpus_per_trial, folder, about["data"], progress),
+                metrics or _attempt(spec, split, engine.cpus_per_trial, folder, data, progress),
             )
         memory.release()  # what the trial's frames held, before the next one starts
 
@@ -170,7 +178,7 @@ def follow(config: RunConfig, progress: Progress) -> None:
             spec,
             split,
             progress,
-            data={},
+            data=None,
             cpus=config.engine.cpus_per_trial,
             save_to=None,
             checkpoints_in=None,
@@ -183,20 +191,18 @@ def _on_ray(
     splits: Splits,
     engine: EngineConfig,
     folder: RunFolder,
-    about: dict[str, Any],
+    data: DataSummary,
+    retried: list[Retry],
     progress: Progress,
-) -> Iterator[tuple[TrialSpec, dict[str, Any] | str]]:
+) -> Iterator[tuple[TrialSpec, TrialMetrics | str]]:
     """Run trials on a cluster, and write here what they give."""
     from tgsent.experiment import ray_engine
 
     def died(spec: TrialSpec, reason: str) -> None:
         progress.line(f"{spec.title}: its process or machine died; it is run again ({reason})")
-        trial = f"{spec.name}:{spec.trial}"
-        about.setdefault("retried", []).append({"trial": trial, "reason": reason})
+        retried.append(Retry(f"{spec.name}:{spec.trial}", reason))
 
-    for spec, outcome, found in ray_engine.attempts(
-        pending, splits, engine, about["data"], progress, died
-    ):
+    for spec, outcome, found in ray_engine.attempts(pending, splits, engine, data, progress, died):
         try:
             with folder.trial_locked(spec):
                 kept = _keep(spec, outcome, found, folder, progress)
@@ -210,9 +216,9 @@ def _attempt(
     split: Split,
     cpus: int | None,
     folder: RunFolder,
-    data: dict[str, Any],
+    data: DataSummary,
     progress: Progress,
-) -> dict[str, Any] | str:
+) -> TrialMetrics | str:
     """Run one trial in this process."""
     from tgsent.experiment.attempt import attempt
 
@@ -239,7 +245,7 @@ def _keep(
     found: dict[str, bytes],
     folder: RunFolder,
     progress: Progress,
-) -> dict[str, Any] | str:
+) -> TrialMetrics | str:
     """Write what a trial gave that was run elsewhere, with the files of model and trackers."""
     with folder.model_folder(spec) as save_to:
         places = {"model": save_to, "trackers": folder.tracker_folder(spec)}
@@ -247,7 +253,7 @@ def _keep(
             kind, _, inside = name.partition("/")
             if place := places[kind]:
                 file = place / inside
-                with files.explained(file, len(content)):
+                with files.storage_errors(file, len(content)):
                     file.parent.mkdir(parents=True, exist_ok=True)
                     file.write_bytes(content)
         return _write(spec, outcome, save_to, folder, progress)
@@ -259,11 +265,11 @@ def _write(
     model: Path | None,
     folder: RunFolder,
     progress: Progress,
-) -> dict[str, Any] | str:
+) -> TrialMetrics | str:
     """Write the files of a trial; give its metrics, or the reason why it failed."""
     if isinstance(outcome, TrialResult):
         folder.write_trial(spec, outcome, model)
-        progress.line(f"{spec.title}: macro-F1 {outcome.metrics['macro_f1']:.4f}")
+        progress.line(f"{spec.title}: macro-F1 {outcome.metrics.macro_f1:.4f}")
         return outcome.metrics
     if outcome.details:
         name = f"{spec.name}/trial-{spec.trial}/error.txt"
@@ -286,7 +292,7 @@ def _chosen(specs: Sequence[TrialSpec], only: Sequence[str]) -> list[TrialSpec]:
 
 
 def _failed_elsewhere(
-    folder: RunFolder, finished: dict[tuple[str, int], dict[str, Any]]
+    folder: RunFolder, finished: dict[tuple[str, int], TrialMetrics]
 ) -> dict[tuple[str, int], str]:
     """Give the reasons of the trials that other processes saw fail."""
     return {
@@ -303,10 +309,10 @@ def _finished(
     specs: Sequence[TrialSpec],
     splits: Splits,
     sha256: str,
-) -> dict[tuple[str, int], dict[str, Any]]:
+) -> dict[tuple[str, int], TrialMetrics]:
     """Give the metrics of the trials that need not be run again."""
-    folder.check_same_experiment(config)
-    folder.check_same_data(sha256)
+    check_same_settings(folder.path, config)
+    check_same_data(folder.path, sha256)
     check_same_weights(folder.path, specs)
     metrics = {
         (spec.name, spec.trial): folder.finished(spec, splits.summaries[spec.trial - 1])
@@ -315,17 +321,17 @@ def _finished(
     return {key: value for key, value in metrics.items() if value is not None}
 
 
-def _swept(folder: RunFolder, config: RunConfig) -> list[dict[str, Any]]:
-    """Give what an earlier sweep says of how these models' settings were chosen.
+def _swept(folder: RunFolder, config: RunConfig) -> list[SweepReport]:
+    """Return what an earlier sweep recorded of how these models' settings were chosen.
 
     Raises RunFolderError for trials that may test the texts by which they were.
     """
-    found = [one for one in folder.sweep() if one["model"] in config.names]
+    found = [one for one in folder.sweeps() if one.model in config.names]
     for one in found:
-        if config.trials > one.get("trials", config.trials):
+        if config.trials > one.trials:
             raise RunFolderError(
-                f"{folder.path}: the settings of {one['model']} were chosen by texts that trials 1"
-                f" to {one['trials']} do not test, and others may; --trials {one['trials']}, or"
+                f"{folder.path}: the settings of {one.model} were chosen by texts that trials 1"
+                f" to {one.trials} do not test, and others may; --trials {one.trials}, or"
                 " sweep anew with --fresh"
             )
     return found
@@ -360,12 +366,12 @@ def _fetch_models(
 
 
 def _commits(
-    finished: dict[tuple[str, int], dict[str, Any]],
+    finished: dict[tuple[str, int], TrialMetrics],
     fetched: dict[str, str | None],
     progress: Progress,
 ) -> dict[str, str | None]:
     """Give every model's commit on the Hub; tell where the trials of one are not of one commit."""
-    commits = {name: metrics.get("commit") for (name, _), metrics in finished.items()}
+    commits = {name: metrics.commit for (name, _), metrics in finished.items()}
     for name, commit in fetched.items():
         if (before := commits.get(name, commit)) != commit:
             progress.line(
@@ -376,22 +382,22 @@ def _commits(
 
 
 def _weights(
-    finished: dict[tuple[str, int], dict[str, Any]], specs: Sequence[TrialSpec]
+    finished: dict[tuple[str, int], TrialMetrics], specs: Sequence[TrialSpec]
 ) -> dict[str, str]:
     """Return the hash of every local model, taken from finished trials where the model is gone."""
-    hashes = {name: metrics.get("weights_sha256") for (name, _), metrics in finished.items()}
+    hashes = {name: metrics.weights_sha256 for (name, _), metrics in finished.items()}
     hashes |= {spec.name: spec.weights for spec in specs if spec.weights}
     return {name: sha256 for name, sha256 in hashes.items() if sha256}
 
 
 def _collect(
     config: RunConfig,
-    finished: dict[tuple[str, int], dict[str, Any]],
+    finished: dict[tuple[str, int], TrialMetrics],
     failed: dict[tuple[str, int], str],
-    about: dict[str, Any],
+    about: Manifest,
     predictions: dict[tuple[str, int], list[Prediction]],
-) -> dict[str, Any]:
-    """Give the content of `results.json` for the trials that this run is about."""
+) -> Results:
+    """Return the results of the trials that this run is about."""
     numbers = range(1, config.trials + 1)
     trials = {
         name: {k: finished[name, k] for k in numbers if (name, k) in finished}
@@ -403,7 +409,7 @@ def _collect(
     return results.collect(config.name, trials, reasons, predictions, about)
 
 
-def _write_results(folder: RunFolder, config: RunConfig, result: dict[str, Any]) -> None:
+def _write_results(folder: RunFolder, config: RunConfig, result: Results) -> None:
     escape = config.output.escape_formulas
-    folder.write_json("results.json", result)
+    folder.write_json("results.json", result.to_json())
     folder.write("results.csv", tables.results_csv(result, escape_formulas=escape))

@@ -83,8 +83,8 @@ def load(run: StoredRun, model: str | None, trial: int | None) -> Classifier:
     loaded.model.to(loop.resolve_device("auto"))  # type: ignore[arg-type]  # a device's name
     speedups.apply(loaded.model)
     metrics = run.trials[name][number]
-    shots = tuple(Example(text, label) for text, label in metrics["shots"])
-    prior = metrics.get("label_prior")  # runs of earlier versions have none
+    shots = tuple(Example(text, label) for text, label in metrics.shots)
+    prior = metrics.label_prior
     return Classifier(
         spec,
         loaded,
@@ -112,7 +112,7 @@ def _choose(run: StoredRun, model: str | None, trial: int | None) -> tuple[str, 
             raise RunFolderError(
                 f"--trial: {run.paths[0]} has no trial {trial}, but {', '.join(map(str, there))}"
             )
-        command = _without_save_model(run.manifest["command"])
+        command = _without_save_model(run.manifest.command)
         named = [model or "", f"trial {trial}" if trial is not None else ""]
         what = f" of {' '.join(filter(None, named))}" if any(named) else ""
         if model is not None and model in run.specs and run.specs[model].is_baseline:
@@ -126,7 +126,7 @@ def _choose(run: StoredRun, model: str | None, trial: int | None) -> tuple[str, 
 
     def mean(name: str) -> float:
         own = run.trials[name].values()
-        return float(sum(metrics["macro_f1"] for metrics in own)) / len(own)
+        return float(sum(metrics.macro_f1 for metrics in own)) / len(own)
 
     name = max((name for name, numbers in kept.items() if numbers), key=mean)
     return name, kept[name][0]

@@ -18,7 +18,9 @@ from tgsent import __version__
 from tgsent.config import EngineConfig, TrialSpec
 from tgsent.errors import TgsentError, UnavailableError
 from tgsent.progress import Quiet
-from tgsent.records import Failure, Progress, Splits, TrialResult
+from tgsent.records import Failure, Progress, Splits
+from tgsent.runs.manifest import DataSummary
+from tgsent.runs.metrics import TrialResult
 from tgsent.training import interrupts
 
 Returned = tuple[TrialResult | Failure, dict[str, bytes]]
@@ -32,7 +34,7 @@ def attempts(
     pending: Sequence[TrialSpec],
     splits: Splits,
     engine: EngineConfig,
-    data: dict[str, Any],
+    data: DataSummary,
     progress: Progress,
     died: Callable[[TrialSpec, str], None],
 ) -> Iterator[tuple[TrialSpec, TrialResult | Failure, dict[str, bytes]]]:
@@ -56,7 +58,7 @@ class _Common:
     """What every trial needs."""
 
     splits: Splits
-    data: dict[str, Any]
+    data: DataSummary
     cpus: int
     gpus: float
     version: str = __version__

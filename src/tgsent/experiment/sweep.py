@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,11 @@ from tgsent.evaluation.significance import bootstrap
 from tgsent.experiment import execute, variants
 from tgsent.experiment.variants import Settings
 from tgsent.records import Progress, Splits
+from tgsent.report.results import Results
+from tgsent.runs.checks import check_same_data, check_same_settings
 from tgsent.runs.folder import RunFolder
+from tgsent.runs.manifest import SweepReport, VariantSummary
+from tgsent.runs.metrics import TrialMetrics
 
 FOLDER = "sweep"
 """Name of the folder of the variants, within that of the run."""
@@ -35,8 +38,8 @@ def run(
     command: Sequence[str],
     progress: Progress,
     only: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Choose the settings of each model, and run the trials with them; gives `results.json`.
+) -> Results:
+    """Choose the settings of each model, and run the trials with them; return the results.
 
     The variants are trained on, and compared on, texts that are in no trial's test part, so that
     the choice knows nothing of what the winners are tested on. They have run folders of their own
@@ -82,11 +85,11 @@ def _check_folder(
     folder: RunFolder, config: RunConfig, dataset: Dataset, sweeps: Mapping[str, _Sweep]
 ) -> None:
     """Raise RunFolderError where the folder's results would be refused when the sweep has ended."""
-    folder.check_same_experiment(config.model_copy(update={"models": (), "sweep": None}))
-    folder.check_same_data(dataset.sha256)
-    for before in folder.sweep():
-        one = sweeps.get(before["model"])
-        if one and one.split_sha256 != before["split_sha256"]:
+    check_same_settings(folder.path, config.model_copy(update={"models": (), "sweep": None}))
+    check_same_data(folder.path, dataset.sha256)
+    for before in folder.sweeps():
+        one = sweeps.get(before.model)
+        if one and one.split_sha256 != before.split_sha256:
             raise RunFolderError(
                 f"{folder.path}: its settings were chosen by other validation texts: of another"
                 " number of trials, or with other settings of the sweep\n"
@@ -112,7 +115,7 @@ class _Variant:
 
     model: ModelConfig
     settings: Settings
-    metrics: list[dict[str, Any] | None] = field(default_factory=list)
+    metrics: list[TrialMetrics | None] = field(default_factory=list)
     """Of each round that it was in; None where its training failed."""
 
     @property
@@ -123,7 +126,7 @@ class _Variant:
     def score(self) -> tuple[int, float]:
         """Rank it: by how far it came, then by macro-F1."""
         last = self.metrics[-1] if self.metrics else None
-        return len(self.metrics), -1.0 if last is None else last["macro_f1"]
+        return len(self.metrics), -1.0 if last is None else last.macro_f1
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ class _Swept:
     """What came of the variants of a model."""
 
     winner: _Variant
-    report: dict[str, Any]
+    report: SweepReport
 
 
 @dataclass
@@ -212,9 +215,7 @@ class _Sweep:
             only=[f"{variant.name}:{number + 1}" for variant in chosen],
         )
         trials = {
-            (model["model"], trial["trial"]): trial
-            for model in results["models"]
-            for trial in model["trials"]
+            (model.model, trial.trial): trial for model in results.models for trial in model.trials
         }
         for variant in chosen:
             variant.metrics.append(trials.get((variant.name, number + 1)))
@@ -260,7 +261,7 @@ class _Sweep:
             if metrics is None:
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)
             else:
-                study.tell(trial, metrics["macro_f1"])
+                study.tell(trial, metrics.macro_f1)
 
     def _result(self) -> _Swept:
         rounds = self._rounds.summaries
@@ -275,28 +276,28 @@ class _Sweep:
             f"{self.name}: the best of {len(self._tried)} variants on {rounds[-1].n_test}"
             f" validation texts is {winner.name}, macro-F1 {winner.score[1]:.4f}"
         )
-        report = {
-            "model": self.name,
-            "method": self._sweep.method,
-            "trials": self.config.trials,
-            "tried": len(self._tried),
-            "winner": winner.name,
-            "settings": dict(winner.settings),
-            "macro_f1": winner.score[1],
-            "optimism": self._optimism(finalists),
-            "finalists": len(finalists),
-            "n_validation": rounds[-1].n_test,
-            "n_train": [one.n_train for one in rounds],
-            "split_sha256": self.split_sha256,
-            "variants": [
-                {
-                    "name": variant.name,
-                    "settings": dict(variant.settings),
-                    "macro_f1": [m and m["macro_f1"] for m in variant.metrics],
-                }
+        report = SweepReport(
+            model=self.name,
+            method=self._sweep.method,
+            trials=self.config.trials,
+            tried=len(self._tried),
+            winner=winner.name,
+            settings=dict(winner.settings),
+            macro_f1=winner.score[1],
+            optimism=self._optimism(finalists),
+            finalists=len(finalists),
+            n_validation=rounds[-1].n_test,
+            n_train=tuple(one.n_train for one in rounds),
+            split_sha256=self.split_sha256,
+            variants=tuple(
+                VariantSummary(
+                    variant.name,
+                    dict(variant.settings),
+                    tuple(m.macro_f1 if m else None for m in variant.metrics),
+                )
                 for variant in self._tried
-            ],
-        }
+            ),
+        )
         return _Swept(winner, report)
 
     def _optimism(self, finalists: Sequence[_Variant]) -> float:

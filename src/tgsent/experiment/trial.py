@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -23,8 +22,9 @@ from tgsent.evaluation.generate import classify, label_prior
 from tgsent.modeling import hub, legibility, loading, speedups
 from tgsent.modeling.loading import LoadedModel
 from tgsent.modeling.prompts import PromptEncoder, choose_shots
-from tgsent.records import Outcome, Progress, Split, TrialResult
+from tgsent.records import Outcome, Progress, Split
 from tgsent.runs import signature
+from tgsent.runs.metrics import TrialMetrics, TrialResult
 from tgsent.terminal import without_secrets
 from tgsent.training import loop, memory, processes, rates, trackers, trainable
 from tgsent.training.checkpoint import Checkpoints
@@ -54,7 +54,9 @@ def run_trial(
         with trackers.told(spec, accelerator):
             outcome = _through_our_loop(spec, split, progress, save_to, checkpoints_in, accelerator)
             scores = metrics.score(outcome.predictions[: len(split.test)], spec.labels)
-            accelerator.log({key: scores[key] for key in trackers.SCORES}, step=outcome.steps)
+            accelerator.log(
+                {key: getattr(scores, key) for key in trackers.SCORES}, step=outcome.steps
+            )
     return TrialResult(_metrics(spec, split, outcome), outcome.predictions, outcome.log)
 
 
@@ -109,7 +111,7 @@ def _through_our_loop(
         predictions = classify(answerer, encoder, split.tested, spec, progress, prior)
     eval_seconds = time.perf_counter() - started
     if save_to is not None:
-        with files.explained(save_to, answering.get_memory_footprint()):
+        with files.storage_errors(save_to, answering.get_memory_footprint()):
             answering.save_pretrained(save_to)
             loaded.tokenizer.save_pretrained(save_to)
 
@@ -179,77 +181,65 @@ def _load(spec: TrialSpec, split: Split, progress: Progress) -> LoadedModel:
     return loaded
 
 
-def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> dict[str, Any]:
+def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> TrialMetrics:
     """Put together the content of `metrics.json`."""
     n_train, n_test = len(split.train), len(split.test)
     passes = 1 if spec.is_baseline else spec.training.epochs
     scores = metrics.score(outcome.predictions[:n_test], spec.labels)
-    extra = {}
-    if split.extra:
-        everything = metrics.score(outcome.predictions, spec.labels)
-        extra = {"all": {"n_test": len(split.tested), **everything}}
-    honesty = metrics.calibration(outcome.predictions[:n_test], spec.labels)
     snapshot = hub.fetch_for(spec)
     commit = snapshot.commit if snapshot else None
-    return {
-        "model": spec.name,
-        "commit": commit,
-        "weights_sha256": spec.weights or None,
-        "trial": spec.trial,
-        "seed": spec.seed,
-        **scores,
-        **extra,
-        "extra_sha256": split.extra_sha256,
-        **({"calibration": honesty} if honesty else {}),
-        "label_prior": _by_label(spec, outcome.label_prior),
-        "warnings": [
-            *outcome.warnings,
-            *([] if spec.model == "majority" else metrics.doubts(scores)),
-        ],
-        "truncated": outcome.truncated,
-        "truncated_tokens": outcome.truncated_tokens,
-        "duplicates": split.duplicates,
-        "dropped": split.dropped,
-        "overlap": split.overlap,
-        "n_train": n_train,
-        "n_test": n_test,
-        "steps": outcome.steps,
-        "learning_rate": outcome.learning_rate,
-        **_resolved(spec, outcome),
-        "train_seconds": outcome.train_seconds,
-        "train_examples_per_second": _rate(n_train * passes, outcome.train_seconds),
-        "eval_seconds": outcome.eval_seconds,
-        "eval_examples_per_second": len(split.tested) / outcome.eval_seconds,
-        "peak_memory_bytes": outcome.peak_memory_bytes,
-        "parameters": outcome.parameters,
-        "trainable_parameters": outcome.trainable_parameters,
-        "device": outcome.device,
-        "precision": outcome.precision,
-        "processes": processes.count() if spec.is_in_our_loop else 1,
-        "backend": spec.training.backend,
-        "backend_versions": outcome.versions,
-        "split_sha256": split.sha256,
-        "fingerprint": spec.fingerprint,
-        "signature": signature.of_trial(spec, split, commit, outcome.precision),
-        "example": list(map(without_secrets, outcome.example)) if outcome.example else None,
-        "shots": [[shot.text, shot.label] for shot in outcome.shots],
-        "formulas_escaped": spec.escape_formulas,
-    }
+    doubts = [] if spec.model == "majority" else metrics.doubts(scores)
+    is_trained = not spec.is_baseline
+    return TrialMetrics(
+        **vars(scores),
+        model=spec.name,
+        commit=commit,
+        weights_sha256=spec.weights or None,
+        trial=spec.trial,
+        seed=spec.seed,
+        all=metrics.score(outcome.predictions, spec.labels) if split.extra else None,
+        extra_sha256=split.extra_sha256,
+        calibration=metrics.calibration(outcome.predictions[:n_test], spec.labels),
+        label_prior=_by_label(spec, outcome.label_prior),
+        warnings=(*outcome.warnings, *doubts),
+        truncated=outcome.truncated,
+        truncated_tokens=outcome.truncated_tokens,
+        duplicates=split.duplicates,
+        dropped=split.dropped,
+        overlap=split.overlap,
+        n_train=n_train,
+        steps=outcome.steps,
+        learning_rate=outcome.learning_rate,
+        warmup_steps=loop.warmup_steps(spec.training, outcome.steps) if is_trained else None,
+        max_grad_norm=loop.max_grad_norm(spec.training) if is_trained else None,
+        padding=loop.padding(spec.training) if is_trained else None,
+        train_seconds=outcome.train_seconds,
+        train_examples_per_second=_rate(n_train * passes, outcome.train_seconds),
+        eval_seconds=outcome.eval_seconds,
+        eval_examples_per_second=len(split.tested) / outcome.eval_seconds,
+        peak_memory_bytes=outcome.peak_memory_bytes,
+        parameters=outcome.parameters,
+        trainable_parameters=outcome.trainable_parameters,
+        device=outcome.device,
+        precision=outcome.precision,
+        processes=processes.count() if spec.is_in_our_loop else 1,
+        backend=spec.training.backend,
+        backend_versions=outcome.versions,
+        split_sha256=split.sha256,
+        fingerprint=spec.fingerprint,
+        signature=signature.of_trial(spec, split, commit, outcome.precision),
+        example=_without_secrets(outcome.example),
+        shots=tuple((shot.text, shot.label) for shot in outcome.shots),
+        formulas_escaped=spec.escape_formulas,
+    )
 
 
 def _by_label(spec: TrialSpec, numbers: Sequence[float] | None) -> dict[str, float] | None:
     return dict(zip(spec.labels, numbers, strict=True)) if numbers else None
 
 
-def _resolved(spec: TrialSpec, outcome: Outcome) -> dict[str, Any]:
-    """Return what `auto` became, beside learning rate and precision."""
-    if spec.is_baseline:
-        return {}
-    return {
-        "warmup_steps": loop.warmup_steps(spec.training, outcome.steps),
-        "max_grad_norm": loop.max_grad_norm(spec.training),
-        "padding": loop.padding(spec.training),
-    }
+def _without_secrets(example: tuple[str, str] | None) -> tuple[str, str] | None:
+    return (without_secrets(example[0]), without_secrets(example[1])) if example else None
 
 
 def _rate(examples: int, seconds: float) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tgsent.errors import TgsentError, UnavailableError, reason
-from tgsent.files import cache_folder, explained, show_size
+from tgsent.files import cache_folder, show_size, storage_errors
 from tgsent.records import Progress
 
 if TYPE_CHECKING:  # it takes seconds to import, and few runs need it here
@@ -41,7 +41,7 @@ def unpacked(name: str, file: Path, progress: Progress | None = None) -> Path:
     if progress is not None:
         progress.line(f"unpacking {file} ({show_size(about.st_size)}) into {folder}, once")
     model, tokenizer = _read(name, file)
-    with explained(folder):
+    with storage_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{key}.", suffix=".tmp", dir=folder.parent))
         try:

@@ -1,4 +1,4 @@
-"""Text in Markdown: what is data stays data, in Markdown and in the HTML that becomes of it."""
+"""Escape untrusted text for Markdown, and for the HTML that it is rendered to."""
 
 from __future__ import annotations
 
@@ -17,8 +17,19 @@ def markdown(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """Write a text as code, in a fence that nothing in it closes; `|` suits a table's cell."""
+    """Write a text as code within a line; `|` is escaped for the cell of a table."""
     one_line = " ".join(printable(text).split())
-    fence = "`" * (1 + max(map(len, re.findall("`+", one_line)), default=0))
+    fence = _fence(one_line, 1)
     space = " " if one_line.startswith("`") or one_line.endswith("`") else ""
     return f"{fence}{space}{one_line}{space}{fence}".replace("|", "\\|")
+
+
+def fenced(text: str) -> str:
+    """Write a text as a block of code."""
+    fence = _fence(text, 3)
+    return f"{fence}\n{printable(text).rstrip()}\n{fence}"
+
+
+def _fence(text: str, shortest: int) -> str:
+    """Return backticks that nothing in the text closes."""
+    return "`" * max(shortest, 1 + max(map(len, re.findall("`+", text)), default=0))

@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -19,12 +18,14 @@ from tgsent.modeling.loading import LoadedModel
 from tgsent.modeling.prompts import PromptEncoder, choose_shots, render_target
 from tgsent.records import Split
 from tgsent.report.markup import code, markdown
+from tgsent.runs.manifest import DataSummary
+from tgsent.runs.metrics import TrialMetrics
 
 _EXAMPLE = "What a lovely day!"
 
 
 def write(
-    folder: Path, spec: TrialSpec, split: Split, metrics: dict[str, Any], data: dict[str, Any]
+    folder: Path, spec: TrialSpec, split: Split, metrics: TrialMetrics, data: DataSummary
 ) -> None:
     """Write `README.md` beside a saved model; `data` is the manifest's part about the data."""
     training = spec.training.model_copy(update={"init": "pretrained"})
@@ -37,8 +38,8 @@ def card(
     loaded: LoadedModel,
     spec: TrialSpec,
     split: Split,
-    metrics: dict[str, Any],
-    data: dict[str, Any],
+    metrics: TrialMetrics,
+    data: DataSummary,
 ) -> str:
     """Write the card: YAML for programs, then Markdown for people."""
     encoder = loading.prompt_encoder(loaded, spec, choose_shots(split.train, spec))
@@ -64,7 +65,7 @@ def card(
 
 
 def _front_matter(
-    loaded: LoadedModel, spec: TrialSpec, metrics: dict[str, Any], data: dict[str, Any]
+    loaded: LoadedModel, spec: TrialSpec, metrics: TrialMetrics, data: DataSummary
 ) -> str:
     def result(kind: str, name: str, value: float) -> EvalResult:
         return EvalResult(
@@ -84,8 +85,8 @@ def _front_matter(
         tags=["tgsent", "text-classification"],
         model_name=f"{spec.name}-trial-{spec.trial}",
         eval_results=[
-            result("f1", "macro-F1", metrics["macro_f1"]),
-            result("accuracy", "accuracy", metrics["accuracy"]),
+            result("f1", "macro-F1", metrics.macro_f1),
+            result("accuracy", "accuracy", metrics.accuracy),
         ],
     )
     return metadata.to_yaml()
@@ -173,13 +174,13 @@ def _caveats(spec: TrialSpec) -> list[str]:
     return lines
 
 
-def _data(spec: TrialSpec, split: Split, data: dict[str, Any]) -> list[str]:
+def _data(spec: TrialSpec, split: Split, data: DataSummary) -> list[str]:
     return _table(
         [
             ("file", code(_name(data))),
-            ("SHA-256 of the file", f"`{data['sha256']}`"),
-            ("texts in the file", f"{data['rows']:,}"),
-            ("texts drawn", f"{data['sampled']:,}"),
+            ("SHA-256 of the file", f"`{data.sha256}`"),
+            ("texts in the file", f"{data.rows:,}"),
+            ("texts drawn", f"{data.sampled:,}"),
             ("training texts", f"{len(split.train):,}"),
             ("held-out texts", f"{len(split.test):,}"),
             ("held-out texts also in training", f"{split.overlap:,}"),
@@ -189,26 +190,26 @@ def _data(spec: TrialSpec, split: Split, data: dict[str, Any]) -> list[str]:
     )
 
 
-def _scores(spec: TrialSpec, metrics: dict[str, Any]) -> list[str]:
+def _scores(spec: TrialSpec, metrics: TrialMetrics) -> list[str]:
     lines = [
-        f"On the {metrics['n_test']:,} held-out texts of this trial, with decoding"
+        f"On the {metrics.n_test:,} held-out texts of this trial, with decoding"
         f" `{spec.evaluation.decoding}`: an estimate from one split, for texts like these.",
         "",
         *_table(
             [
-                ("macro-F1", f"{metrics['macro_f1']:.4f}"),
-                ("accuracy", f"{metrics['accuracy']:.4f}"),
-                ("answers that are no label", f"{metrics['unparsed']:,}"),
+                ("macro-F1", f"{metrics.macro_f1:.4f}"),
+                ("accuracy", f"{metrics.accuracy:.4f}"),
+                ("answers that are no label", f"{metrics.unparsed:,}"),
             ]
         ),
     ]
     rows = [
         (
             markdown(label),
-            *(f"{row[key]:.4f}" for key in ("precision", "recall", "f1")),
-            str(row["support"]),
+            *(f"{score:.4f}" for score in (row.precision, row.recall, row.f1)),
+            str(row.support),
         )
-        for label, row in metrics["per_label"].items()
+        for label, row in metrics.per_label.items()
     ]
     return [*lines, "", *_table(rows, ("label", "precision", "recall", "F1", "texts"))]
 
@@ -229,15 +230,15 @@ def _prompt(loaded: LoadedModel, spec: TrialSpec, encoder: PromptEncoder) -> lis
     )
 
 
-def _training(spec: TrialSpec, metrics: dict[str, Any]) -> list[str]:
+def _training(spec: TrialSpec, metrics: TrialMetrics) -> list[str]:
     settings = spec.training.model_dump(mode="json")
     resolved = ("steps", "learning_rate", "device", "precision")
     return _table(
         [
             *[(f"`{key}`", code(json.dumps(value))) for key, value in settings.items()],
-            *[(f"{key}, as it was", f"`{metrics[key]}`") for key in resolved],
-            ("parameters", f"{metrics['parameters']:,}"),
-            ("trained parameters", f"{metrics['trainable_parameters']:,}"),
+            *[(f"{key}, as it was", f"`{getattr(metrics, key)}`") for key in resolved],
+            ("parameters", f"{metrics.parameters:,}"),
+            ("trained parameters", f"{metrics.trainable_parameters:,}"),
         ]
     )
 
@@ -252,9 +253,9 @@ def _code(text: str) -> str:
     return code(json.dumps(text, ensure_ascii=False)) if text else "nothing"
 
 
-def _name(data: dict[str, Any]) -> str:
+def _name(data: DataSummary) -> str:
     """Give the file's name alone: where it lay on this machine is nobody's business."""
-    return re.split(r"[/\\]", data["source"])[-1]
+    return re.split(r"[/\\]", data.source)[-1]
 
 
 def _start(spec: TrialSpec) -> str:

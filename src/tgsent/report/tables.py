@@ -1,21 +1,25 @@
-"""Results for people: the table, and the flat CSV."""
+"""The table of scores, the sentences under it, and the flat CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
 
+import rich.table
 from rich.markup import escape
-from rich.table import Table
 
-from tgsent.runs.folder import escape_formula
+from tgsent.evaluation.metrics import Summary
+from tgsent.files import json_line
+from tgsent.report.blocks import Table
+from tgsent.report.results import ModelResults, Results
+from tgsent.runs.formats import escape_formula
+from tgsent.runs.manifest import SweepReport
 from tgsent.terminal import printable
 
 MOST_TRIALS = 10
-"""More trials than these have no column of their own."""
+"""Up to this many trials have a column each."""
 
 _CSV_COLUMNS = (
     "model", "trial", "seed", "macro_f1", "accuracy", "unparsed", "n_train", "n_test",
@@ -24,146 +28,158 @@ _CSV_COLUMNS = (
 )  # fmt: skip
 
 
-def results_csv(results: dict[str, Any], *, escape_formulas: bool) -> str:
+def results_table(results: Results) -> rich.table.Table:
+    """Render the table of scores for a terminal."""
+    scores = score_table(results, narrow=True)
+    table = rich.table.Table(
+        title=f"{escape(printable(results.name))}: macro-F1",
+        caption="\n".join(scores.notes),
+        caption_justify="left",
+    )
+    for number_of_column, heading in enumerate(scores.headings):
+        table.add_column(heading, justify=scores.align if number_of_column else "left")
+    for row in scores.rows:
+        table.add_row(*(escape(printable(cell)) for cell in row))
+    return table
+
+
+def score_table(results: Results, *, narrow: bool = False) -> Table:
+    """Build the table of scores, with a row per model.
+
+    A narrow one is for terminals: without the interval over trials, and with the time of training,
+    which reports have in another table.
+    """
+    splits, published = results.manifest.splits, results.published
+    columns: list[tuple[str, Callable[[ModelResults], str]]] = [("model", lambda m: m.model)]
+    if len(splits) <= MOST_TRIALS:
+        columns += [(f"trial {split.trial}", _score_of(split.trial)) for split in splits]
+    else:
+        columns += [
+            ("trials", lambda m: f"{len(m.trials):,}"),
+            ("lowest", lambda m: number(min(_scores(m), default=None))),
+            ("highest", lambda m: number(max(_scores(m), default=None))),
+        ]
+    columns.append(("mean", lambda m: number(m.macro_f1.mean)))
+    columns.append(("std", lambda m: number(m.macro_f1.std)))
+    if not narrow:
+        columns.append(("95 %, trials", lambda m: interval(m.macro_f1.ci95)))
+    columns.append(
+        ("95 %" if narrow else "95 %, texts", lambda m: interval(m.macro_f1.bootstrap95))
+    )
+    if any(model.macro_f1_all for model in results.models):
+        columns.append(("all", lambda m: number((m.macro_f1_all or Summary()).mean)))
+        columns.append(("all, 95 %", lambda m: interval((m.macro_f1_all or Summary()).bootstrap95)))
+    columns.append(("unparsed", _unparsed))
+    if narrow:
+        columns.append(("training", _training_time))
+    if published:
+        columns.append(("article", lambda m: number(published.get(m.model), digits=3)))
+    return Table(
+        [heading for heading, _ in columns],
+        [[cell(model) for _, cell in columns] for model in results.models],
+        _notes_on_scores(results, narrow=narrow),
+    )
+
+
+def _notes_on_scores(results: Results, *, narrow: bool) -> list[str]:
+    splits = results.manifest.splits
+    tested = f"{splits[0].n_test:,} test texts a trial, the same for all models"
+    extra = [trial.all.n_test for model in results.models for trial in model.trials if trial.all]
+    if extra:
+        tested += f"; all: with {extra[0] - splits[0].n_test:,} more from outside the sample"
+    if narrow:
+        hashes = " ".join(f"{split.trial}:{split.sha256[:12]}" for split in splits)
+        few = len(splits) <= MOST_TRIALS
+        return [tested, f"splits {hashes if few else 'of all trials are in manifest.json'}"]
+    return [
+        f"{tested}. Macro-F1; std and the first interval (Student's t) are over trials, the second"
+        " (bootstrap) over test texts."
+    ]
+
+
+def _scores(model: ModelResults) -> list[float]:
+    return [trial.macro_f1 for trial in model.trials]
+
+
+def _score_of(number_of_trial: int) -> Callable[[ModelResults], str]:
+    def cell(model: ModelResults) -> str:
+        if number_of_trial in {one.trial for one in model.failed}:
+            return "failed"
+        return number(next((t.macro_f1 for t in model.trials if t.trial == number_of_trial), None))
+
+    return cell
+
+
+def _unparsed(model: ModelResults) -> str:
+    tested = sum(trial.n_test for trial in model.trials)
+    return f"{sum(trial.unparsed for trial in model.trials) / tested:.1%}" if tested else "-"
+
+
+def _training_time(model: ModelResults) -> str:
+    return f"{sum(t.train_seconds for t in model.trials):.0f} s" if model.trials else "-"
+
+
+def interval(ends: tuple[float, float] | None) -> str:
+    """Write an interval of a score, within what a score can be."""
+    return f"{max(0.0, ends[0]):.3f}-{min(1.0, ends[1]):.3f}" if ends else "-"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Write a score."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def results_csv(results: Results, *, escape_formulas: bool) -> str:
     """Write one row per finished trial."""
     file = io.StringIO(newline="")
     writer = csv.DictWriter(file, _CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    for model in results["models"]:
-        for trial in model["trials"]:
-            name = escape_formula(trial["model"]) if escape_formulas else trial["model"]
-            writer.writerow({**trial, "model": name})
+    for model in results.models:
+        for trial in model.trials:
+            name = escape_formula(trial.model) if escape_formulas else trial.model
+            writer.writerow(replace(trial, model=name).to_json())
     return file.getvalue()
 
 
-def notes(results: dict[str, Any]) -> list[str]:
-    """Say what happened to texts and answers, and what makes scores suspect, in a line each."""
+def notes(results: Results) -> list[str]:
+    """Return what happened to texts and answers, and what makes scores suspect, in a line each."""
     lines = [
-        f"{one['trial']} was run again, as its process or machine had died: {one['reason']}"
-        for one in results["manifest"].get("retried", ())
+        f"{one.trial} was run again, as its process or machine had died: {one.reason}"
+        for one in results.manifest.retried
     ]
-    for model in results["models"]:
-        trials = model["trials"]
-        cut, tokens, unparsed = (
-            sum(trial.get(key, 0) for trial in trials)
-            for key in ("truncated", "truncated_tokens", "unparsed")
-        )
+    for model in results.models:
+        truncated = sum(trial.truncated for trial in model.trials)
+        tokens = sum(trial.truncated_tokens for trial in model.trials)
+        unparsed = sum(trial.unparsed for trial in model.trials)
         counts = []
-        if cut:
-            counts.append(f"{cut} texts were cut to training.max_tokens ({tokens} tokens lost)")
+        if truncated:
+            counts.append(
+                f"{truncated} texts were truncated to training.max_tokens ({tokens} tokens lost)"
+            )
         if unparsed:
             counts.append(f"{unparsed} answers are no label and count as wrong")
         if counts:
-            lines.append(f"{model['model']}: {'; '.join(counts)}")
+            lines.append(f"{model.model}: {'; '.join(counts)}")
         lines += [
-            f"warning: {model['model']} trial {trial['trial']}: {doubt}"
-            for trial in trials
-            for doubt in trial.get("warnings", ())
+            f"warning: {model.model} trial {trial.trial}: {doubt}"
+            for trial in model.trials
+            for doubt in trial.warnings
         ]
     return lines
 
 
-def sentences(results: dict[str, Any]) -> list[str]:
-    """Say which model is best, and of every pair whether that is more than luck."""
-    said = [" ".join(results["verdict"]), *(one["sentence"] for one in results["comparisons"])]
-    said += map(sweep_sentence, results["manifest"].get("sweep", ()))
-    return [*said, results["signature"]]
+def sentences(results: Results) -> list[str]:
+    """Say which model is best, and of every pair whether that is more than chance."""
+    said = [" ".join(results.verdict), *(one.sentence for one in results.comparisons)]
+    return [*said, *map(sweep_sentence, results.manifest.sweep), results.signature]
 
 
-def sweep_sentence(sweep: dict[str, Any]) -> str:
-    """Say how the settings of a model were chosen, and what that is worth."""
-    settings = ", ".join(f"{key}={value_text(value)}" for key, value in sweep["settings"].items())
-    about = "about" if len(sweep["n_train"]) == 1 else "at least about"
+def sweep_sentence(sweep: SweepReport) -> str:
+    """Say how the settings of a model were chosen, and how biased its score is for that."""
+    settings = ", ".join(f"{key}={json_line(value)}" for key, value in sweep.settings.items())
+    about = "about" if len(sweep.n_train) == 1 else "at least about"
     return (
-        f"{sweep['model']} is the best of {sweep['tried']} variants on {sweep['n_validation']:,}"
-        f" validation texts, which no trial tests: {settings}; it scored {sweep['macro_f1']:.3f}"
-        f" there, of which {about} {sweep['optimism']:.3f} is for being the best of"
-        f" {sweep['finalists']} there"
+        f"{sweep.model} is the best of {sweep.tried} variants on {sweep.n_validation:,} validation"
+        f" texts, which no trial tests: {settings}; it scored {sweep.macro_f1:.3f} there, with a"
+        f" selection bias of {about} {sweep.optimism:.3f} (best of {sweep.finalists})"
     )
-
-
-def value_text(value: Any) -> str:
-    """Write a value of the config as it would stand in YAML."""
-    return json.dumps(value, ensure_ascii=False)
-
-
-def results_table(results: dict[str, Any]) -> Table:
-    """Make the table: a row per model, a column per trial, mean and standard deviation."""
-    splits = results["manifest"]["splits"]
-    published = results.get("article", {}).get("mean_macro_f1", {})
-    few = len(splits) <= MOST_TRIALS
-    hashes = " ".join(f"{split['trial']}:{split['sha256'][:12]}" for split in splits)
-    n_test = splits[0]["n_test"]
-    everything = next(
-        (
-            trial["all"]["n_test"]
-            for m in results["models"]
-            for trial in m["trials"]
-            if "all" in trial
-        ),
-        None,
-    )
-    caption = f"{n_test} test texts a trial, the same for all models"
-    if everything:
-        caption += f"; all: with {everything - n_test:,} more from outside the sample"
-    table = Table(
-        title=f"{escape(printable(results['name']))}: macro-F1",
-        caption=f"{caption}\nsplits {hashes if few else 'of all trials are in manifest.json'}",
-        caption_justify="left",
-    )
-    table.add_column("model")
-    shown = [split["trial"] for split in splits] if few else []
-    columns = [f"trial {trial}" for trial in shown] or ["trials", "lowest", "highest"]
-    columns += ["mean", "std", "95 %", *(["all", "all, 95 %"] if everything else [])]
-    columns += ["unparsed", "training", *(["article"] if published else [])]
-    for column in columns:
-        table.add_column(column, justify="right")
-    for model in results["models"]:
-        scores = {trial["trial"]: trial["macro_f1"] for trial in model["trials"]}
-        failed = {failure["trial"] for failure in model["failed"]}
-        summary, trials = model["macro_f1"], model["trials"]
-        n_test = sum(trial["n_test"] for trial in trials)
-        cells = [
-            escape(printable(model["model"])),
-            *(
-                ["failed" if k in failed else number(scores.get(k)) for k in shown]
-                if few
-                else _range(list(scores.values()))
-            ),
-            number(summary["mean"]),
-            number(summary["std"]),
-            interval(summary.get("bootstrap95")),
-            *(all_cells(model) if everything else []),
-            f"{sum(trial['unparsed'] for trial in trials) / n_test:.1%}" if n_test else "-",
-            f"{sum(trial['train_seconds'] for trial in trials):.0f} s" if trials else "-",
-        ]
-        if published:
-            cells.append(number(published.get(model["model"]), digits=3))
-        table.add_row(*cells)
-    return table
-
-
-def _range(scores: Sequence[float]) -> list[str]:
-    """Stand for the trials where they are too many for a column each."""
-    return [f"{len(scores):,}", *ends(scores)]
-
-
-def ends(scores: Sequence[float]) -> list[str]:
-    """Write the lowest and the highest score."""
-    return [number(min(scores, default=None)), number(max(scores, default=None))]
-
-
-def all_cells(model: dict[str, Any], between: str = "-") -> list[str]:
-    """Write the mean over all test texts, where there are extra ones, and its interval."""
-    summary = model.get("macro_f1_all", {})
-    return [number(summary.get("mean")), interval(summary.get("bootstrap95"), between)]
-
-
-def interval(given: Sequence[float] | None, between: str = "-") -> str:
-    """Write an interval for a table."""
-    return f"{given[0]:.3f}{between}{given[1]:.3f}" if given else "-"
-
-
-def number(value: float | None, digits: int = 4) -> str:
-    """Write a score for a table."""
-    return "-" if value is None else f"{value:.{digits}f}"

@@ -7,16 +7,18 @@ import importlib.metadata
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tgsent import __version__
 from tgsent.config import RunConfig
 from tgsent.config.aliases import alias_of
-from tgsent.data.dataset import Dataset
-from tgsent.records import Splits
+from tgsent.records import Splits, SplitSummary
 from tgsent.terminal import without_secrets
+
+if TYPE_CHECKING:
+    from tgsent.data.dataset import Dataset
 
 _ARTICLE_MACRO_F1 = {"gpt2": 0.817, "gpt-neo": 0.807, "t5": 0.807}
 """Mean macro-F1 over three trials in the reference experiment, by alias."""
@@ -27,6 +29,123 @@ _PACKAGES = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Which model a row of the table is."""
+
+    name: str
+    model: str
+    commit: str | None
+    """Of the model on the Hub."""
+    weights_sha256: str | None = None
+    """Of a local model; earlier versions did not record it."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataSummary:
+    """The labelled texts, without the texts."""
+
+    path: str
+    source: str
+    sha256: str
+    rows: int
+    duplicates: int
+    dropped: int
+    sampled: int
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Article:
+    """Published results for models and data of this run."""
+
+    mean_macro_f1: Mapping[str, float]
+    """By name of the model."""
+    sample_size: int
+    trials: int
+
+
+@dataclass(frozen=True, slots=True)
+class VariantSummary:
+    """One variant of a sweep."""
+
+    name: str
+    settings: Mapping[str, Any]
+    """What it changes in the config, by dotted key."""
+    macro_f1: tuple[float | None, ...]
+    """Of each round that it was in; None where its training failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class SweepReport:
+    """How the settings of a model were chosen."""
+
+    model: str
+    method: str
+    trials: int
+    """Trials whose test texts no variant saw."""
+    tried: int
+    winner: str
+    settings: Mapping[str, Any]
+    macro_f1: float
+    optimism: float
+    """Selection bias of `macro_f1`, estimated by the bootstrap."""
+    finalists: int
+    n_validation: int
+    n_train: tuple[int, ...]
+    """Training texts in each round."""
+    split_sha256: str
+    variants: tuple[VariantSummary, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """A trial, `MODEL:TRIAL`, that was run again, and why."""
+
+    trial: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CombinedRun:
+    """One of several runs in one table."""
+
+    path: str
+    command: tuple[str, ...]
+    git_commit: str | None
+    started: str
+    finished: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What was run, on what, where and when: the content of `manifest.json`."""
+
+    tgsent: str
+    versions: Mapping[str, str]
+    platform: str
+    device: str
+    command: tuple[str, ...]
+    git_commit: str | None
+    models: tuple[ModelSource, ...]
+    data: DataSummary
+    splits: tuple[SplitSummary, ...]
+    article: Article | None
+    started: str
+    finished: str | None
+    sweep: tuple[SweepReport, ...] = ()
+    retried: tuple[Retry, ...] = ()
+    combined: tuple[CombinedRun, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `manifest.json` holds; the last three fields are left out where empty."""
+        values = asdict(self)
+        for key in ("sweep", "retried", "combined"):
+            if not values[key]:
+                del values[key]
+        return values
+
+
 def make(
     config: RunConfig,
     dataset: Dataset,
@@ -34,54 +153,49 @@ def make(
     commits: Mapping[str, str | None],
     weights: Mapping[str, str],
     command: Sequence[str],
-) -> dict[str, Any]:
-    """Describe what was run, on what, where and when.
+    sweep: Sequence[SweepReport] = (),
+) -> Manifest:
+    """Describe what is run, on what, where and when.
 
     `commits` and `weights` map model names to Hub commits and to hashes of local models.
     """
     from tgsent.training.loop import resolve_device
 
-    return {
-        "tgsent": __version__,
-        "versions": {
+    is_local = config.engine.kind == "local"  # on a cluster only the trials know their device
+    return Manifest(
+        tgsent=__version__,
+        versions={
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in _PACKAGES},
         },
-        "platform": platform.platform(),
-        # of a cluster only the trials know theirs
-        "device": resolve_device(config.training.device)
-        if config.engine.kind == "local"
-        else config.engine.kind,
-        "command": list(map(without_secrets, command)),
-        "git_commit": _git_commit(),
-        "models": [
-            {
-                "name": name,
-                "model": model.model,
-                "commit": commits.get(name),
-                "weights_sha256": weights.get(name),
-            }
+        platform=platform.platform(),
+        device=resolve_device(config.training.device) if is_local else config.engine.kind,
+        command=tuple(map(without_secrets, command)),
+        git_commit=_git_commit(),
+        models=tuple(
+            ModelSource(name, model.model, commits.get(name), weights.get(name))
             for name, model in zip(config.names, config.models, strict=True)
-        ],
-        "data": {
-            "path": config.data.path,
-            "source": dataset.source,
-            "sha256": dataset.sha256,
-            "rows": dataset.rows,
-            "duplicates": dataset.duplicates,
-            "dropped": dataset.dropped,
-            "sampled": len(dataset.frame),
-            "labels": list(dataset.labels),
-        },
-        "splits": [asdict(split) for split in splits.summaries],
-        "article": _article(config, dataset),
-        "started": now(),
-        "finished": None,
-    }
+        ),
+        data=DataSummary(
+            path=config.data.path,
+            source=dataset.source,
+            sha256=dataset.sha256,
+            rows=dataset.rows,
+            duplicates=dataset.duplicates,
+            dropped=dataset.dropped,
+            sampled=len(dataset.frame),
+            labels=tuple(dataset.labels),
+        ),
+        splits=tuple(splits.summaries),
+        article=_article(config, dataset),
+        started=now(),
+        finished=None,
+        sweep=tuple(sweep),
+    )
 
 
-def _article(config: RunConfig, dataset: Dataset) -> dict[str, Any] | None:
-    """Give the published numbers of the models that are the article's, on the article's data."""
+def _article(config: RunConfig, dataset: Dataset) -> Article | None:
+    """Return the published numbers of the article's models, where the data are the article's."""
     if not dataset.is_sentiment140:
         return None
     numbers = {}
@@ -89,11 +203,11 @@ def _article(config: RunConfig, dataset: Dataset) -> dict[str, Any] | None:
         alias = alias_of(spec.model)
         if spec.training.init == "pretrained" and alias in _ARTICLE_MACRO_F1:
             numbers[spec.name] = _ARTICLE_MACRO_F1[alias]
-    return {"mean_macro_f1": numbers, "sample_size": 10_000, "trials": 3} if numbers else None
+    return Article(numbers, sample_size=10_000, trials=3) if numbers else None
 
 
 def _git_commit() -> str | None:
-    """Give the commit of the working folder, where it is in a git repository."""
+    """Return the commit of the working folder, where it is in a git repository."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(
             ["git", "rev-parse", "HEAD"],  # noqa: S607  found on PATH, as the user's own git is
@@ -103,5 +217,5 @@ def _git_commit() -> str | None:
 
 
 def now() -> str:
-    """Give the time, as manifests have it."""
+    """Return the time, as manifests have it."""
     return datetime.now(UTC).isoformat(timespec="seconds")

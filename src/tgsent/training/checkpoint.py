@@ -69,7 +69,7 @@ class Checkpoints:
         if path == self._written:
             return
         others = [older for older in self._newest_first() if older != path]
-        with files.explained(path):
+        with files.storage_errors(path):
             for older in others[_KEPT - 1 :]:
                 older.unlink()
             for stale in self.folder.glob(".*.tmp"):  # of a killed run

@@ -19,7 +19,7 @@ from pathlib import Path
 import filelock
 
 from tgsent.errors import UnavailableError
-from tgsent.files import cache_folder
+from tgsent.files import cache_folder, write_atomic
 
 COMMAND = "tgsent setup-simplet5"
 VARIABLE = "TGSENT_SIMPLET5_PYTHON"
@@ -132,9 +132,7 @@ def _make(place: Path, report: Report) -> None:
     report("checking it")
     _import_package(place)
     versions = _versions(_python(place))
-    temporary = place / f".{_READY}.tmp"
-    temporary.write_text(json.dumps(versions) + "\n", "utf-8")
-    temporary.replace(place / _READY)
+    write_atomic(place / _READY, json.dumps(versions) + "\n")
     report(f"ready: {', '.join(f'{name} {version}' for name, version in versions.items())}")
 
 

@@ -1,0 +1,71 @@
+"""The blocks that a report is made of; the templates know how each kind looks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from markupsafe import Markup
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table, to be rendered for a terminal, as HTML or as Markdown."""
+
+    kind: ClassVar = "table"
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+    align: Literal["left", "right"] = "right"
+    """Of the columns after the first one, which names the rows."""
+    is_quoted: bool = False
+    """Whether the cells quote texts of the data, which are code in Markdown."""
+    shades: Sequence[Sequence[int]] = ()
+    """Percentages by which the cells after the first column are shaded in HTML."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plot, for HTML only; the legend has the number of a colour and what it stands for."""
+
+    kind: ClassVar = "figure"
+    svg: Markup
+    caption: str = ""
+    legend: Sequence[tuple[int, str]] = ()
+
+
+@dataclass(frozen=True)
+class Text:
+    """A heading within a section, or a paragraph."""
+
+    kind: Literal["heading", "paragraph"]
+    text: str
+
+
+@dataclass(frozen=True)
+class Bullets:
+    """A list of sentences."""
+
+    kind: ClassVar = "bullets"
+    items: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Verbatim:
+    """A text shown as it is, as is the completion that a model is trained to write after it."""
+
+    kind: ClassVar = "verbatim"
+    text: str
+    completion: str = ""
+
+
+Block = Table | Figure | Text | Bullets | Verbatim
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of a report; without blocks it is not shown."""
+
+    title: str
+    blocks: Sequence[Block]
