@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tgsent.config import load
-from tgsent.data.dataset import load_dataset, make_splits
+from tgsent.data.dataset import load_dataset
+from tgsent.data.splits import TrialSplits
 from tgsent.experiment import execute
 from tgsent.progress import Quiet
 
@@ -53,6 +54,6 @@ def make(
         ],
     )  # fmt: skip
     dataset = load_dataset(config.data)
-    splits = make_splits(dataset, config)
+    splits = TrialSplits(dataset, config)
     execute.run(config, dataset, splits, fresh=False, command=["tgsent"], progress=Quiet())
     return config.folder

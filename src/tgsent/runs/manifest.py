@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tgsent import __version__
-from tgsent.config.aliases import alias_of
 from tgsent.config import RunConfig
+from tgsent.config.aliases import alias_of
 from tgsent.data.dataset import Dataset
 from tgsent.records import Splits
 from tgsent.terminal import without_secrets
@@ -70,7 +70,7 @@ def make(
             "rows": dataset.rows,
             "duplicates": dataset.duplicates,
             "dropped": dataset.dropped,
-            "sampled": len(dataset.frame),
+            "sampled": len(dataset.sample),
             "labels": list(dataset.labels),
         },
         "splits": [asdict(split) for split in splits.summaries],
