@@ -34,6 +34,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import pandas as pd
 import torch
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
@@ -145,11 +146,8 @@ class Bench:
     @functools.cached_property
     def sample(self) -> tuple[Example, ...]:
         """As many texts as the article trains on, or all where the file has fewer."""
-        frame = load_dataset(DataConfig(path=self.data, sample_size=None)).frame
-        frame = frame.sample(min(SAMPLE, len(frame)), random_state=1)
-        return tuple(
-            Example(text, label) for text, label in zip(frame["text"], frame["label"], strict=True)
-        )
+        texts = pd.Series(load_dataset(DataConfig(path=self.data, sample_size=None)).sample)
+        return tuple(texts.sample(min(SAMPLE, len(texts)), random_state=1))
 
     @functools.cached_property
     def all_texts(self) -> tuple[Example, ...]:

@@ -15,14 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
-
-from bench_reading import write_file
 
 STAGES = ("reading", "splitting", "encoding", "training")
 LIMIT = 1.1
@@ -31,7 +30,8 @@ MEASURED = """
 import json, resource, sys, time
 from tgsent.modeling import loading as models
 from tgsent.config import load
-from tgsent.data.dataset import load_dataset, make_splits
+from tgsent.data.dataset import load_dataset
+from tgsent.data.splits import TrialSplits
 from tgsent.training import loop
 from tgsent.progress import Quiet
 path, stages = sys.argv[1], sys.argv[2:]
@@ -46,7 +46,7 @@ def done(stage):
 
 dataset = load_dataset(config.data, Quiet())
 done("reading")
-(split,) = make_splits(dataset, config)
+(split,) = TrialSplits(dataset, config)
 done("splitting")
 (spec,) = config.trial_specs(dataset.labels)
 loaded = models.load(spec, split.train[:1000])
@@ -65,6 +65,28 @@ if "training" in stages:
     done("training")
 print(json.dumps({stage: found[stage] for stage in stages}))
 """
+
+
+def write_file(path: Path, rows: int) -> None:
+    """Write made-up rows in the original's layout and of its size, 150 bytes each."""
+    rng = random.Random(1)
+    letters = "etaoinshrdlucmfwypvbgk"
+    words = ["".join(rng.choices(letters, k=rng.randint(2, 8))) for _ in range(5000)]
+    words += ["caf\xe9", "&quot;so&quot;", "&amp;", "lol,", "!!!", "http://made.up/x"] * 10
+    names = ["".join(rng.choices(letters, k=rng.randint(6, 13))) for _ in range(5000)]
+    dates = [
+        f"Mon Apr {day:02} {hour:02}:19:45 PDT 2009" for day in range(1, 31) for hour in range(24)
+    ]
+    with path.open("w", encoding="iso-8859-1", newline="") as file:
+        for number in range(rows):
+            text = "so tired "  # which is repeated
+            if rng.random() >= 0.012:
+                text = " ".join(rng.choices(words, k=rng.randint(4, 22)))
+            if number % 100_000 == 0:
+                text += ' with ""quotes""'
+            label = 0 if number < rows // 2 else 4
+            date, name = dates[number % 720], names[number % 5000]
+            file.write(f'"{label}","{1467810369 + number}","{date}","NO_QUERY","{name}","{text}"\n')
 
 
 def measure(path: Path, stages: tuple[str, ...]) -> dict[str, list[float]]:

@@ -24,7 +24,8 @@ from typing import Any
 from unittest import mock
 
 from tgsent.config import TrialSpec, load
-from tgsent.data.dataset import load_dataset, make_splits
+from tgsent.data.dataset import load_dataset
+from tgsent.data.splits import TrialSplits
 from tgsent.experiment import execute, ray_engine
 from tgsent.experiment.trial import run_trial
 from tgsent.progress import Quiet
@@ -57,7 +58,7 @@ def measure(trials: int, folder: Path) -> bool:
     )
     dataset = load_dataset(config.data)
     started = time.perf_counter()
-    splits = make_splits(dataset, config)
+    splits = TrialSplits(dataset, config)
     show("splits made", time.perf_counter() - started, f"{config.trials:,} of 400 texts")
 
     cluster = IdleCluster(config.trial_specs(dataset.labels)[-1], splits)

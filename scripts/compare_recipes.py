@@ -27,7 +27,8 @@ from scipy import stats
 from torch.nn import functional
 
 from tgsent.config import RunConfig, TrialSpec, load
-from tgsent.data.dataset import load_dataset, make_splits
+from tgsent.data.dataset import load_dataset
+from tgsent.data.splits import TrialSplits
 from tgsent.evaluation import metrics
 from tgsent.experiment.trial import run_trial
 from tgsent.modeling import loading, tiny
@@ -142,7 +143,7 @@ def padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
 def compare(config: RunConfig, seeds: int) -> bool:
     """Print the table; give whether every interval holds zero."""
     dataset = load_dataset(config.data)
-    splits = make_splits(dataset, config)
+    splits = TrialSplits(dataset, config)
     print("| model | fast, mean | plain, mean | difference, 99 % interval | fast, s | plain, s |")
     print("|---|--:|--:|--:|--:|--:|", flush=True)
     agree = True

@@ -59,7 +59,7 @@ def feed_configs(folder: Path, count: int, seed: int) -> Tally:
     with (
         mock.patch.object(cli, "_print_plan", plan),
         mock.patch("tgsent.data.dataset.load_dataset", return_value=dataset),
-        mock.patch("tgsent.data.dataset.make_splits", return_value=mock.Mock(summaries=())),
+        mock.patch("tgsent.data.splits.TrialSplits", return_value=mock.Mock(summaries=())),
     ):
         command = ("run", "-c", "config.yaml", "--dry-run", "--output", str(folder))
         return _feed(folder, configs(seed, count), command)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tgsent.config import load
-from tgsent.data.dataset import load_dataset, make_splits
+from tgsent.data.dataset import load_dataset
+from tgsent.data.splits import TrialSplits
 from tgsent.experiment import execute
 from tgsent.progress import Quiet
 from tgsent.records import LabelScores, SplitSummary
@@ -58,7 +59,7 @@ def make(
         ],
     )  # fmt: skip
     dataset = load_dataset(config.data)
-    splits = make_splits(dataset, config)
+    splits = TrialSplits(dataset, config)
     execute.run(config, dataset, splits, fresh=False, command=["tgsent"], progress=Quiet())
     return config.folder
 

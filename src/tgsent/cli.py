@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from tgsent.config import RunConfig
-    from tgsent.data.dataset import Dataset, TrialSplits
+    from tgsent.data.dataset import Dataset
+    from tgsent.data.splits import TrialSplits
     from tgsent.data.texts import Line
     from tgsent.records import Progress
     from tgsent.report.results import Results
@@ -231,7 +232,8 @@ def run(
 
 def _texts(settings: RunConfig, progress: Progress, *, quiet: bool) -> tuple[Dataset, TrialSplits]:
     """Read the texts and split them, and tell what a user should know of them."""
-    from tgsent.data.dataset import load_dataset, make_splits
+    from tgsent.data.dataset import load_dataset
+    from tgsent.data.splits import TrialSplits
 
     try:
         dataset = load_dataset(settings.data, progress)
@@ -239,7 +241,7 @@ def _texts(settings: RunConfig, progress: Progress, *, quiet: bool) -> tuple[Dat
         for missing in _missing_models(settings):
             _complain(missing)
         raise error from None
-    splits = make_splits(dataset, settings)
+    splits = TrialSplits(dataset, settings)
     for note in () if quiet else dataset.notes(splits.summaries):
         _complain(note)
     return dataset, splits

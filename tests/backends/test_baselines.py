@@ -7,7 +7,8 @@ import pytest
 
 from tgsent.backends.baselines import Majority, TfIdf
 from tgsent.config import load
-from tgsent.data.dataset import load_dataset, make_splits
+from tgsent.data.dataset import load_dataset
+from tgsent.data.splits import TrialSplits
 from tgsent.errors import TrialError
 from tgsent.experiment.trial import run_trial
 from tgsent.records import Example, Split
@@ -67,7 +68,7 @@ def test_tfidf_on_real_tweets_scores_as_it_should(tweets: object) -> None:
     config = load("default", models=["tfidf"], trials=1, overrides=[f"data.path={tweets}"])
     dataset = load_dataset(config.data)
     (spec,) = config.trial_specs(dataset.labels)
-    result = run_trial(spec, make_splits(dataset, config)[0], Silent())
+    result = run_trial(spec, TrialSplits(dataset, config)[0], Silent())
     assert 0.75 <= result.metrics.macro_f1 <= 0.80
 
 

@@ -1,20 +1,20 @@
 from __future__ import annotations
 
-from collections import Counter
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 
 from tgsent.config import DataConfig, RunConfig, load
-from tgsent.data.dataset import Dataset, TrialSplits, load_dataset, make_splits
+from tgsent.data import dataset as module
+from tgsent.data.dataset import Dataset, load_dataset
+from tgsent.data.splits import TrialSplits
 from tgsent.errors import DataError
-from tgsent.records import Split
 
 Read = Callable[..., Dataset]
 
@@ -33,7 +33,7 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
 
 
 def rows(dataset: Dataset) -> list[tuple[str, str]]:
-    return list(zip(dataset.frame["text"], dataset.frame["label"], strict=True))
+    return [(example.text, example.label) for example in dataset.sample]
 
 
 AB = [("a", "x"), ("b", "y")]
@@ -175,7 +175,7 @@ def test_words_keep_the_order_of_the_config(read: Read) -> None:
         ("t.xlsx", "x", {}, "t.xlsx: cannot tell the format; use .csv, .tsv, .jsonl or .parquet"),
         ("t", "x", {}, "t: cannot tell the format"),
         ("t.csv", "", {}, "t.csv: cannot be read: No columns"),
-        ("t.csv", "text,label\n", {}, "t.csv: holds no texts"),
+        ("t.csv", "text,label\n", {}, "t.csv: contains no texts"),
         ("t.csv", "text,lable\na,x\n", {}, 't.csv: no column "label"; there are: text, lable; set'),
         (
             "t.csv",
@@ -238,15 +238,20 @@ def test_words_keep_the_order_of_the_config(read: Read) -> None:
             {"sample_size": 40},
             "there are 2 texts (3 before repeated texts were dropped)",
         ),
-        ("t.jsonl", "", {}, "t.jsonl: holds no texts"),
-        ("t.jsonl", '{"text": "a", "label": 1}\n{"te', {}, "t.jsonl, line 2: no JSON"),
+        ("t.jsonl", "", {}, "t.jsonl: contains no texts"),
+        ("t.jsonl", '{"text": "a", "label": 1}\n{"te', {}, "t.jsonl, line 2: is not JSON"),
         ("t.jsonl", '{"text": "a", "label": 1}\n[1]', {}, "t.jsonl, line 2: must be a JSON object"),
         ("t.jsonl", '{"text": "a"}', {}, 't.jsonl, line 1: no column "label"; there are: text;'),
-        ("t.jsonl", '\n{"text": 3, "label": 1}', {}, 't.jsonl, line 2: "text" must be a text'),
+        ("t.jsonl", '\n{"text": 3, "label": 1}', {}, 't.jsonl, line 2: "text" must be a string'),
         ("t.jsonl", '\n{"text": null, "label": 1}', {}, "t.jsonl: row 2 without a text"),
         ("t.jsonl", '{"text": "a", "label": null}', {}, "t.jsonl: row 1 without a label"),
-        ("t.jsonl", r'{"text": "a\ud83d", "label": 1}', {}, "t.jsonl, line 1: a character is cut"),
-        ("t.jsonl", "[" * 100_000, {}, "t.jsonl, line 1: no JSON"),
+        (
+            "t.jsonl",
+            r'{"text": "a\ud83d", "label": 1}',
+            {},
+            "t.jsonl, line 1: has a lone surrogate",
+        ),
+        ("t.jsonl", "[" * 100_000, {}, "t.jsonl, line 1: is not JSON"),
         ("t.parquet", "PAR1 and no more PAR1", {}, "t.parquet: cannot be read: "),
     ],
 )
@@ -263,7 +268,7 @@ def test_what_is_wrong_with_a_file_is_said_with_its_place(
     ("columns", "message"),
     [
         ({"txt": ["a"], "label": ["x"]}, 'no column "text"; there are: txt, label'),
-        ({"text": [1], "label": ["x"]}, 'the column "text" must hold texts'),
+        ({"text": [1], "label": ["x"]}, 'the column "text" must hold strings'),
         ({"text": ["a", None], "label": ["x", "y"]}, "row 2 without a text"),
         ({"text": ["a", "b"], "label": [1, None]}, "row 2 without a label"),
     ],
@@ -308,7 +313,7 @@ def test_deduplicate_keeps_the_first_of_repeated_texts(read: Read) -> None:
 
 def test_without_deduplicate_repeats_are_counted(read: Read) -> None:
     dataset = read("t.csv", REPEATED, deduplicate=False)
-    assert len(dataset.frame) == 6
+    assert len(dataset.sample) == 6
     assert (dataset.rows, dataset.duplicates, dataset.dropped) == (6, 2, 0)
 
 
@@ -316,99 +321,12 @@ def test_test_texts_that_stand_in_train_are_counted(read: Read) -> None:
     content = "text,label\n" + "same,x\n" * 4 + "".join(f"t{i},y\n" for i in range(4))
     config = {"deduplicate": False, "test_fraction": 0.5}
     dataset = read("t.csv", content, **config)
-    splits = make_splits(dataset, RunConfig(trials=2, data=DataConfig(**config)))
+    splits = TrialSplits(dataset, RunConfig(trials=2, data=DataConfig(**config)))
     assert [split.overlap for split in splits] == [2, 2]
     assert dataset.notes(splits) == [
-        "t.csv: test texts that also stand in the training part: 2 in trial 1, 2 in trial 2;"
+        "t.csv: test texts that are also in the training part: 2 in trial 1, 2 in trial 2;"
         " data.deduplicate: true avoids that"
     ]
-
-
-# ---------------------------------------------------------------------------------------- splits
-
-
-def split_of(counts: dict[str, int], test_fraction: float, *, seed: int = 1) -> Split:
-    """Trial 1 of made-up texts, as many of each label as `counts` says."""
-    labels = [label for label, count in counts.items() for _ in range(count)]
-    numbers = range(1, len(labels) + 1)
-    texts = [f"text {i}" for i in range(len(labels))]
-    dataset = Dataset(
-        frame=pd.DataFrame({"text": texts, "label": labels, "row": numbers}),
-        labels=tuple(counts),
-        sha256="",
-        source="made up",
-        is_sentiment140=False,
-        rows=len(labels),
-        duplicates=0,
-        dropped=0,
-    )
-    data = DataConfig(sample_size=None, test_fraction=test_fraction)
-    (split,) = make_splits(dataset, RunConfig(seed=seed, trials=1, data=data))
-    return split
-
-
-@pytest.mark.parametrize(
-    ("counts", "fraction", "message"),
-    [
-        ({"x": 50, "y": 1}, 0.5, 'the label "y" has 1 (row 51) of the 51 sampled texts, and'),
-        ({"x": 50, "y": 0}, 0.5, 'the label "y" has none of the 50 sampled texts'),
-        (
-            {"x": 97, "y": 3},
-            0.05,
-            'the label "y" has 3 (rows 98, 99, 100), but none in the test part of trial 1',
-        ),
-        (
-            {"x": 2, "y": 2},
-            0.05,
-            "data.test_fraction 0.05 cannot split 4 texts of 2 labels: The test_size = 1 should",
-        ),
-    ],
-)
-def test_every_label_must_be_in_both_parts(
-    counts: dict[str, int], fraction: float, message: str
-) -> None:
-    with pytest.raises(DataError) as caught:
-        split_of(counts, fraction)
-    assert str(caught.value).startswith(f"made up: {message}")
-
-
-@given(
-    st.lists(st.integers(2, 40), min_size=2, max_size=5),
-    st.floats(0.05, 0.95),
-    st.integers(0, 1000),
-)
-def test_a_split_shares_out_every_text_once(sizes: list[int], fraction: float, seed: int) -> None:
-    counts = {f"{index} label": size for index, size in enumerate(sizes)}
-    try:
-        split = split_of(counts, fraction, seed=seed)
-    except DataError:  # a label is too small for one of the parts
-        assert min(sizes) * min(fraction, 1 - fraction) < 2
-        return
-    texts = [example.text for example in (*split.train, *split.test)]
-    assert sorted(texts) == sorted(f"text {i}" for i in range(sum(sizes)))
-    assert Counter(e.label for e in (*split.train, *split.test)) == counts
-    assert {e.label for e in split.train} == {e.label for e in split.test} == set(counts)
-    assert abs(len(split.test) - fraction * sum(sizes)) < 1
-
-
-def test_the_hash_of_a_split_is_stable() -> None:
-    assert split_of({"x": 6, "y": 6}, 0.5).sha256 == (
-        "fff2755b2776f9ee4f3fdfa06eba7f9e5898ed4c74aa295e1f10c2bf59a7145f"
-    )
-
-
-def test_the_hash_of_a_split_tells_trials_texts_and_labels_apart(read: Read) -> None:
-    def hashes(content: str) -> list[str]:
-        dataset = read("t.csv", content)
-        config = RunConfig(data=DataConfig(sample_size=None, test_fraction=0.5))
-        return [split.sha256 for split in make_splits(dataset, config)]
-
-    content = "text,label\na,x\nb,x\nc,x\nd,y\ne,y\nf,y\ng,y\n"
-    all_hashes = hashes(content)
-    assert hashes(content) == all_hashes
-    all_hashes += hashes(content.replace("a,x", "A,x"))
-    all_hashes += hashes(content.replace(",x", ",z"))
-    assert len(set(all_hashes)) == 9
 
 
 # ---------------------------------------------------------------------------------- real tweets
@@ -425,7 +343,7 @@ def test_sample_and_splits_are_those_of_pandas_and_scikit_learn(tweets: Path) ->
     dataset = load_dataset(data)
     assert dataset.is_sentiment140
     assert rows(dataset) == list(zip(sample[5], sample[0].map(words), strict=True))
-    for split in make_splits(dataset, RunConfig(data=data)):
+    for split in TrialSplits(dataset, RunConfig(data=data)):
         parts = train_test_split(
             sample, test_size=0.05, stratify=sample[0], random_state=split.trial
         )
@@ -443,14 +361,14 @@ def with_extra(size: int, *overrides: str) -> tuple[Dataset, TrialSplits]:
         overrides=["data.sample_size=400", f"data.extra_test_size={size}", *overrides],
     )
     dataset = load_dataset(config.data)
-    return dataset, make_splits(dataset, config)
+    return dataset, TrialSplits(dataset, config)
 
 
 def test_extra_test_texts_are_from_outside_the_sample_and_the_same_for_all_trials() -> None:
     dataset, splits = with_extra(100)
     plain, plain_splits = with_extra(0)
     assert [s.sha256 for s in splits] == [s.sha256 for s in plain_splits]
-    assert dataset.frame.equals(plain.frame)
+    assert dataset.sample == plain.sample
     for split in splits:
         assert len(split.extra) == len({e.text for e in split.extra}) == 100
         assert split.tested == (*split.test, *split.extra)
@@ -495,3 +413,105 @@ def test_a_blank_line_does_not_hide_rows_with_more_fields_than_the_header(tmp_pa
     path.write_text("\n".join(["text,label", "   ", *rows]), "utf-8")
     with pytest.raises(DataError, match="more fields than the header"):
         load_dataset(DataConfig(path=str(path), sample_size=None))
+
+
+# ------------------------------------------------------------------------------------- the cache
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Dataset]:
+    """Loads a file with the cache at work, and fails if it is read when it should not be."""
+    monkeypatch.setattr(module, "_LEAST_CACHED_FILE", 0)
+    path = tmp_path / "tweets.csv"
+    lines = [f'"{4 * (i % 2)}","{i}","","","","text {i % 90} \xe9"\n' for i in range(100)]
+    path.write_bytes("".join(lines).encode("iso-8859-1"))
+    read_table = module.read_table
+
+    def load(*, is_read: bool, **settings: Any) -> Dataset:
+        reads = []
+        monkeypatch.setattr(module, "read_table", lambda *a: reads.append(1) or read_table(*a))
+        config = DataConfig(**{"path": str(path), "sample_size": 50, **settings})
+        dataset = load_dataset(config)
+        assert bool(reads) == is_read
+        assert dataset == module._load(path.read_bytes(), str(path), config)
+        return dataset
+
+    return load
+
+
+def entries(folder: Path) -> list[Path]:
+    return list((folder / "cache" / "samples").iterdir())
+
+
+def test_a_sample_is_drawn_once(cached: Callable[..., Dataset], tmp_path: Path) -> None:
+    cached(is_read=True)
+    cached(is_read=False)
+    (tmp_path / "tweets.csv").touch()
+    cached(is_read=False)
+    cached(is_read=False, test_fraction=0.2)
+    assert len(entries(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sample_seed": 2},
+        {"sample_size": 40},
+        {"sample_size": None},
+        {"deduplicate": False},
+        {"encoding": "cp850"},
+        {"labels": {"4": "good", "0": "bad"}},
+        {"text_column": 1, "label_column": 0, "encoding": "latin-1"},
+    ],
+)
+def test_settings_that_change_the_sample_have_their_own(
+    settings: dict[str, Any], cached: Callable[..., Dataset]
+) -> None:
+    first = cached(is_read=True)
+    assert cached(is_read=True, **settings) != first
+    cached(is_read=False, **settings)
+    assert cached(is_read=False) == first
+
+
+def test_a_changed_file_of_the_same_size_is_read_again(
+    cached: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    cached(is_read=True)
+    path = tmp_path / "tweets.csv"
+    before = path.stat()
+    path.write_bytes(path.read_bytes().replace(b"text 7", b"next 7"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    cached(is_read=True)
+    cached(is_read=False)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"{}", b"\xff" * 99, None])
+def test_a_damaged_cache_is_written_again(
+    content: bytes | None, cached: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    cached(is_read=True)
+    (entry,) = entries(tmp_path)
+    damaged = bytearray(entry.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    entry.write_bytes(damaged if content is None else content)
+    cached(is_read=True)
+    cached(is_read=False)
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(
+    cached: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    (tmp_path / "cache").write_text("a file")
+    cached(is_read=True)
+    cached(is_read=True)
+
+
+def test_a_pipe_is_read_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    writer = threading.Thread(
+        target=(tmp_path / "pipe.csv").write_text, args=("text,label\na,x\nb,y\n",)
+    )
+    writer.start()
+    dataset = load_dataset(DataConfig(path=str(tmp_path / "pipe.csv"), sample_size=None))
+    writer.join()
+    assert rows(dataset) == AB

@@ -15,7 +15,8 @@ import pytest
 
 from conftest import Cli
 from tgsent.config import RunConfig, TrialSpec, load
-from tgsent.data.dataset import TrialSplits, ValidationSplits, load_dataset, make_splits
+from tgsent.data.dataset import load_dataset
+from tgsent.data.splits import TrialSplits, ValidationSplits
 from tgsent.errors import (
     ConfigError,
     DataError,
@@ -45,7 +46,7 @@ def config(place: Path, keys: str, *more: str, models: str = "gpt2") -> RunConfi
 def carried_out(settings: RunConfig, **more: Any) -> dict[str, Any]:
     dataset = load_dataset(settings.data)
     about = {"fresh": False, "command": ["tgsent"], "progress": Quiet(), **more}
-    found = sweep.run(settings, dataset, make_splits(dataset, settings), **about)
+    found = sweep.run(settings, dataset, TrialSplits(dataset, settings), **about)
     return json.loads(json.dumps(found.to_json()))
 
 
@@ -119,7 +120,7 @@ def test_a_variant_that_has_seen_the_test_texts_gains_nothing_by_it(
 ) -> None:
     """One variant knows every test text by heart and guesses at all others; it would win there."""
     settings = config(tmp_path, "{training.loss: [full, label]}")
-    splits = make_splits(load_dataset(settings.data), settings)
+    splits = TrialSplits(load_dataset(settings.data), settings)
     tested = {one.text for k in range(settings.trials) for one in splits[k].test}
 
     def answer(spec: TrialSpec, example: Example) -> str:
@@ -139,7 +140,7 @@ def test_no_trial_tests_a_validation_text_and_rounds_share_them() -> None:
         "smoke", overrides=["sweep.keys={training.epochs: [1, 2]}", "data.sample_size=400"]
     )
     assert settings.sweep is not None
-    splits = make_splits(load_dataset(settings.data), settings)
+    splits = TrialSplits(load_dataset(settings.data), settings)
     rounds = ValidationSplits(splits, LABELS, settings.sweep, [0.25, 0.5, 1])
     tested = {one.text for k in range(settings.trials) for one in splits[k].test}
     sizes = []
@@ -271,11 +272,11 @@ def test_a_folder_that_would_refuse_the_winner_is_told_of_before_anything_is_tra
     kept = load(str(tmp_path / "smoke/config.yaml"))
     dataset = load_dataset(kept.data)
     about: dict[str, Any] = {"fresh": False, "command": ["tgsent"], "progress": Quiet()}
-    again = execute.run(kept, dataset, make_splits(dataset, kept), **about)
+    again = execute.run(kept, dataset, TrialSplits(dataset, kept), **about)
     assert json.loads(json.dumps(again.manifest.to_json()["sweep"])) == first["manifest"]["sweep"]
     more = kept.model_copy(update={"trials": 3})
     with pytest.raises(RunFolderError, match="that trials 1 to 2 do not test"):
-        execute.run(more, dataset, make_splits(dataset, more), **about)
+        execute.run(more, dataset, TrialSplits(dataset, more), **about)
 
 
 def test_optuna_may_ask_for_what_does_not_go_together(

@@ -13,7 +13,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tgsent.config import RunConfig, TrialSpec, load
-from tgsent.data.dataset import load_dataset, make_splits
+from tgsent.data.dataset import load_dataset
+from tgsent.data.splits import TrialSplits
 from tgsent.errors import RunFolderError, UnavailableError
 from tgsent.experiment import execute, predict
 from tgsent.experiment.trial import _checkpoints
@@ -62,7 +63,7 @@ def run(config: RunConfig, *, fresh: bool = False, only: Sequence[str] = ()) -> 
     execute.run(
         config,
         dataset,
-        make_splits(dataset, config),
+        TrialSplits(dataset, config),
         fresh=fresh,
         command=["tgsent"],
         progress=progress,
@@ -315,7 +316,7 @@ def test_a_finished_run_needs_its_model_no_more(model: Path, tmp_path: Path) -> 
 def test_a_checkpoint_of_other_weights_is_another(model: Path, tmp_path: Path) -> None:
     config = config_of(str(model), tmp_path)
     dataset = load_dataset(config.data)
-    (split,) = make_splits(dataset, config)
+    (split,) = TrialSplits(dataset, config)
 
     def identity() -> dict[str, str]:
         (spec,) = weights.recorded(config.trial_specs(dataset.labels), Quiet())

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 
 from conftest import cli_environment
 from tgsent.config import RunConfig
-from tgsent.data import dataset
+from tgsent.data.dataset import load_dataset
+from tgsent.data.splits import TrialSplits
 from tgsent.experiment import execute
 from tgsent.report import model_card
 from tiny_models import FAMILIES, Silent, examples, tiny_spec
@@ -51,8 +52,8 @@ def run(model: str, folder: Path, **changes: Any) -> Path:
             **changes,
         }
     )
-    texts = dataset.load_dataset(config.data)
-    splits = dataset.make_splits(texts, config)
+    texts = load_dataset(config.data)
+    splits = TrialSplits(texts, config)
     results = execute.run(config, texts, splits, fresh=False, command=["tgsent"], progress=Silent())
     assert not results.models[0].failed, results.models[0].failed
     return config.folder / "it" / "trial-1"

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from tgsent.config import RunConfig, load
-from tgsent.data.dataset import load_dataset, make_splits
+from tgsent.data.dataset import load_dataset
+from tgsent.data.splits import TrialSplits
 from tgsent.runs import signature
 
 BASE = ("data.sample_size=200", "data.test_fraction=0.2")
@@ -17,7 +18,7 @@ def sign(*overrides: str, precision: str = "fp32", commit: str | None = None, **
         "smoke", models=more.get("models", ["gpt2"]), overrides=[*BASE, *overrides]
     )
     dataset = load_dataset(config.data)
-    splits = make_splits(dataset, config)
+    splits = TrialSplits(dataset, config)
     return signature.of_run(
         signature.of_trial(spec, splits[spec.trial - 1], commit, precision)
         for spec in config.trial_specs(dataset.labels)
@@ -90,5 +91,5 @@ def test_settings_of_training_do_not_change_a_baselines_signature() -> None:
 def test_the_model_cannot_break_the_line() -> None:
     config = load("smoke", models=["a|b"], overrides=BASE)
     (spec, _) = config.trial_specs(("x", "y"))
-    split = make_splits(load_dataset(config.data), config)[0]
+    split = TrialSplits(load_dataset(config.data), config)[0]
     assert "model:a_b|" in signature.of_trial(spec, dataclasses.replace(split), None, "fp32")

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tgsent.backends import checks
 from tgsent.config import LoraConfig, RunConfig, TrainingConfig
-from tgsent.data import dataset
+from tgsent.data import dataset, splits
 from tgsent.errors import ConfigError, UnavailableError
 from tgsent.experiment.trial import run_trial
 from tgsent.modeling import loading, speedups, tiny
@@ -33,7 +33,7 @@ def sample() -> Split:
     config = RunConfig.model_validate(
         {"trials": 1, "data": {"path": "sample", "sample_size": 1_000, "test_fraction": 0.15}}
     )
-    (split,) = dataset.make_splits(dataset.load_dataset(config.data), config)
+    (split,) = splits.TrialSplits(dataset.load_dataset(config.data), config)
     return split
 
 

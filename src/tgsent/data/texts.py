@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from tgsent.errors import DataError
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+JSON_LINES = {".jsonl", ".ndjson"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +35,9 @@ def read(source: BinaryIO, name: str, column: str | None) -> Iterator[Line]:
     ending = Path(name).suffix.lower()
     if ending == ".parquet":
         raise DataError(f"--file: {name}: Parquet cannot be read as a stream; write it as .csv")
-    if ending in {".csv", ".tsv"}:
-        return _table(source, name, column or "text", "\t" if ending == ".tsv" else ",")
-    if ending in {".jsonl", ".ndjson"}:
+    if ending in DELIMITERS:
+        return _table(source, name, column or "text", DELIMITERS[ending])
+    if ending in JSON_LINES:
         return _lines(source, lambda line: _from_json(line, column or "text"))
     if column is not None:
         raise DataError(f"--column: {name} is read line by line and has no columns")
@@ -98,8 +102,13 @@ def _table(source: BinaryIO, name: str, column: str, delimiter: str) -> Iterator
 
 
 def _checked(number: int, text: str) -> Line:
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if has_lone_surrogate(text):
         return Line(number, "", "is not UTF-8")
     if not text.strip():
         return Line(number, "", "is empty")
     return Line(number, text)
+
+
+def has_lone_surrogate(text: str) -> bool:
+    """Check for half of a UTF-16 pair, which UTF-8 has no bytes for."""
+    return re.search("[\ud800-\udfff]", text) is not None

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from tgsent.backends import checks
 from tgsent.config import RunConfig, TrialSpec
-from tgsent.data.dataset import Dataset, TrialSplits, ValidationSplits
+from tgsent.data.dataset import Dataset
+from tgsent.data.splits import TrialSplits, ValidationSplits
 from tgsent.errors import UnavailableError
 from tgsent.experiment import cost, variants
 from tgsent.experiment.cost import Cost
@@ -78,7 +79,7 @@ def make_plan(
             "rows": dataset.rows,
             "duplicates": dataset.duplicates,
             "dropped": dataset.dropped,
-            "sampled": len(dataset.frame),
+            "sampled": len(dataset.sample),
         },
         "splits": [
             {

@@ -11,7 +11,8 @@ import numpy as np
 
 from tgsent.config import ModelConfig, RunConfig, SweepConfig, check_variant
 from tgsent.config.aliases import BASELINES
-from tgsent.data.dataset import Dataset, TrialSplits, ValidationSplits
+from tgsent.data.dataset import Dataset
+from tgsent.data.splits import TrialSplits, ValidationSplits
 from tgsent.errors import ConfigError, RunFolderError, TgsentError, UnavailableError
 from tgsent.evaluation.significance import bootstrap
 from tgsent.experiment import execute, variants

@@ -183,7 +183,7 @@ def make(
             rows=dataset.rows,
             duplicates=dataset.duplicates,
             dropped=dataset.dropped,
-            sampled=len(dataset.frame),
+            sampled=len(dataset.sample),
             labels=tuple(dataset.labels),
         ),
         splits=tuple(splits.summaries),

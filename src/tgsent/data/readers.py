@@ -1,0 +1,211 @@
+"""Readers of labelled texts, one per file format; each returns the same table."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import pandas as pd
+
+from tgsent.config import DataConfig
+from tgsent.data.texts import DELIMITERS, JSON_LINES, has_lone_surrogate
+from tgsent.errors import DataError
+
+_MOST_COLUMNS = 10_000
+_SENTIMENT140_LABEL, _SENTIMENT140_TEXT = "0", "5"  # columns
+
+
+@dataclass(frozen=True)
+class Table:
+    """All rows of a file."""
+
+    frame: pd.DataFrame
+    """Columns `text`, `label` (strings, never empty) and `row` (number in the file, from 1)."""
+    is_sentiment140: bool = False
+    """Whether the file has Sentiment140's layout."""
+
+
+def read_table(content: bytes, name: str, config: DataConfig) -> Table:
+    """Read a file by the ending of its name; raises DataError for anything wrong with it."""
+    suffix = Path(name).suffix.lower()
+    if suffix == ".parquet":
+        table = _read_parquet(content, name, config)
+    elif suffix in JSON_LINES:
+        table = _read_jsonl(content, name, config)
+    elif suffix in DELIMITERS:
+        table = _read_csv(content, name, config, DELIMITERS[suffix])
+    else:
+        raise DataError(f"{name}: cannot tell the format; use .csv, .tsv, .jsonl or .parquet")
+    frame = table.frame
+    for column in ("text", "label"):
+        missing = frame["row"][frame[column].isna() | (frame[column] == "")].tolist()
+        if missing:
+            raise DataError(f"{name}: {show_rows(missing)} without a {column}")
+    blank = frame["row"][frame["text"].str.strip() == ""].tolist()
+    if blank:
+        raise DataError(f"{name}: {show_rows(blank)} with nothing but white space as text")
+    if frame.empty:
+        raise DataError(f"{name}: contains no texts")
+    return table
+
+
+def show_rows(numbers: Sequence[int]) -> str:
+    """Name the rows, the first ones where there are many."""
+    shown = ", ".join(map(str, numbers[:5]))
+    if len(numbers) == 1:
+        return f"row {shown}"
+    more = f", ... ({len(numbers)} rows)" if len(numbers) > 5 else ""
+    return f"rows {shown}{more}"
+
+
+def _read_csv(content: bytes, name: str, config: DataConfig, delimiter: str) -> Table:
+    named = [column for column in (config.text_column, config.label_column) if column is not None]
+    is_sentiment140 = not named and _has_sentiment140_layout(content)
+    encoding = config.encoding or ("iso-8859-1" if is_sentiment140 else "utf-8-sig")
+    _decode(content, name, encoding)  # pandas' error would name no line
+    positions = {isinstance(column, int) for column in named}
+    if positions == {True, False}:
+        raise DataError(
+            "data.text_column and data.label_column: give two names (the file has a header)"
+            " or two positions (it has none)"
+        )
+    header = None if is_sentiment140 or positions == {True} else 0
+    _check_width(content, name, encoding, delimiter, has_header=header == 0)
+    try:
+        frame = pd.read_csv(
+            io.BytesIO(content),
+            encoding=encoding,
+            sep=delimiter,
+            header=header,
+            dtype=str,
+            keep_default_na=False,
+            na_values=[],
+            skip_blank_lines=True,
+        )
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error, ValueError) as error:
+        raise DataError(f"{name}: cannot be read: {str(error).strip().splitlines()[-1]}") from None
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas took the first column for an index
+        raise DataError(f"{name}: row 1 has more fields than the header")
+    frame.columns = frame.columns.map(str)
+    text, label = _columns(config)
+    if is_sentiment140:
+        text, label = _SENTIMENT140_TEXT, _SENTIMENT140_LABEL
+    for column in (text, label):
+        if column not in frame.columns:
+            raise DataError(f"{name}: {_no_column(column, list(frame.columns))}")
+    numbers = range(1, len(frame) + 1)
+    picked = pd.DataFrame({"text": frame[text], "label": frame[label], "row": numbers})
+    return Table(picked, is_sentiment140)
+
+
+def _has_sentiment140_layout(content: bytes) -> bool:
+    """Recognise six columns without a header: label 0, 2 or 4, id, date, query, user, text."""
+    first_line = re.split("[\r\n]", content[:10_000].decode("iso-8859-1"), maxsplit=1)[0]
+    fields = next(csv.reader([first_line]), [])
+    return len(fields) == 6 and fields[0] in {"0", "2", "4"} and fields[1].isdecimal()
+
+
+def _check_width(
+    content: bytes, name: str, encoding: str, delimiter: str, *, has_header: bool
+) -> None:
+    """Refuse rows that pandas would misread: longer than the header, or extremely wide."""
+    lines = io.TextIOWrapper(io.BytesIO(content), encoding, newline="")
+    with contextlib.suppress(csv.Error):  # of a field that is very long: no reason to refuse it
+        rows = filter(None, csv.reader(lines, delimiter=delimiter))
+        first, second = ([*islice(rows, 2), [], []])[:2]
+        if has_header and len(second) > len(first):
+            raise DataError(f"{name}: row 1 has more fields than the header")
+        if len(first) > _MOST_COLUMNS:
+            raise DataError(f"{name}: {len(first)} columns; is the delimiter right?")
+
+
+def _read_jsonl(content: bytes, name: str, config: DataConfig) -> Table:
+    text = _decode(content, name, config.encoding or "utf-8-sig")
+    rows = list(_json_rows(text, name, *_columns(config)))
+    return Table(pd.DataFrame(rows, columns=["text", "label", "row"]))
+
+
+def _json_rows(
+    content: str, name: str, text: str, label: str
+) -> Iterator[tuple[str | None, str | None, int]]:
+    for number, line in enumerate(content.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{name}, line {number}: is not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{name}, line {number}: must be a JSON object with named values")
+        for key in (text, label):
+            if key not in row:
+                raise DataError(f"{name}, line {number}: {_no_column(key, list(row))}")
+        if not isinstance(row[text], str | None):
+            raise DataError(f'{name}, line {number}: "{text}" must be a string')
+        values = row[text], _as_text(row[label])
+        if any(has_lone_surrogate(value or "") for value in values):
+            raise DataError(f"{name}, line {number}: has a lone surrogate, half of a character")
+        yield *values, number
+
+
+def _read_parquet(content: bytes, name: str, config: DataConfig) -> Table:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    text, label = _columns(config)
+    try:
+        file = parquet.ParquetFile(pa.BufferReader(content))
+        names = file.schema_arrow.names
+        for key in (text, label):
+            if key not in names:
+                raise DataError(f"{name}: {_no_column(key, names)}")
+        read = file.read(columns=[text, label])
+        # Python values, since pandas would make floats of a column of integers with gaps
+        texts, labels = read[text].to_pylist(), read[label].to_pylist()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{name}: cannot be read: {str(error).splitlines()[0]}") from None
+    if any(not isinstance(value, str | None) for value in texts):
+        raise DataError(f'{name}: the column "{text}" must hold strings')
+    frame = pd.DataFrame({"text": texts, "label": list(map(_as_text, labels))}, dtype=object)
+    return Table(frame.assign(row=range(1, len(frame) + 1)))
+
+
+def _columns(config: DataConfig) -> tuple[str, str]:
+    """Return the names of the columns with the texts and the labels."""
+    text, label = config.text_column, config.label_column
+    return "text" if text is None else str(text), "label" if label is None else str(label)
+
+
+def _no_column(key: str, names: Sequence[str]) -> str:
+    shown = ", ".join(map(str, names[:10])) + (", ..." if len(names) > 10 else "")
+    return f'no column "{key}"; there are: {shown}; set data.text_column and data.label_column'
+
+
+def _as_text(value: object) -> str | None:
+    """Write a label value as a text file has it: `1`, `true`, `spam`."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool | int):
+        return json.dumps(value)
+    return str(value)
+
+
+def _decode(content: bytes, name: str, encoding: str) -> str:
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{name}, line {line}: not {encoding.removesuffix('-sig')} text (byte"
+            f" {content[error.start]:#04x}); name the encoding, for example"
+            " --set data.encoding=iso-8859-1"
+        ) from None
+    except (UnicodeError, LookupError, TypeError) as error:
+        raise DataError(f"{name}: cannot be decoded as {encoding}: {error}") from None
