@@ -60,7 +60,7 @@ from tgsent.modeling.loading import LoadedModel
 from tgsent.modeling.prompts import render_prompt, render_target
 from tgsent.progress import Quiet
 from tgsent.records import Encoded, Example, Split
-from tgsent.training import loop
+from tgsent.training import loop, recipe
 
 SAMPLE = 9_500
 BATCH = 32
@@ -180,12 +180,12 @@ class Bench:
     @functools.cached_property
     def resolved_device(self) -> str:
         """The device in PyTorch's words."""
-        return loop.resolve_device(self.device)
+        return recipe.resolve_device(self.device)
 
     @functools.cached_property
     def precision(self) -> str:
         """The best precision: bf16 where the device computes it natively, else fp32."""
-        return loop.resolve_precision(TrainingConfig(), self.resolved_device)
+        return recipe.resolve_precision(TrainingConfig(), self.resolved_device)
 
     def spec(self, decoding: str = "free", **training: Any) -> TrialSpec:
         """Describe the trial."""

@@ -7,7 +7,7 @@ import pytest
 
 from tgsent import files
 from tgsent.errors import StorageError
-from tgsent.files import explained, replacing, show_size, write_atomic
+from tgsent.files import replacing, show_size, write_atomic, write_errors
 
 
 def names(folder: Path) -> list[str]:
@@ -66,13 +66,13 @@ def test_errors_of_libraries_in_rust_are_understood(tmp_path: Path) -> None:
             StorageError,
             match=r"x: cannot be written: No space left on device; it needs 0\.0 kB and",
         ),
-        explained(tmp_path / "x", 7),
+        write_errors(tmp_path / "x", 7),
     ):
         raise RuntimeError("I/O error: No space left on device (os error 28)")
 
 
 def test_other_errors_pass(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"^something else$"), explained(tmp_path / "x"):
+    with pytest.raises(RuntimeError, match=r"^something else$"), write_errors(tmp_path / "x"):
         raise RuntimeError("something else")
 
 

@@ -32,7 +32,7 @@ def replacing(path: Path, size: int) -> Iterator[Path]:
     """
     # the name is always the same, so that what a killed run left is overwritten by the next
     temporary = path.with_name(f".{path.name}.tmp")
-    with explained(path, size):
+    with write_errors(path, size):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)
         try:
@@ -66,8 +66,8 @@ def _sync_names(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def explained(path: Path, size: int | None = None) -> Iterator[None]:
-    """Turn a failure to write `path` in the context into a StorageError that says what to do."""
+def write_errors(path: Path, size: int | None = None) -> Iterator[None]:
+    """Raise StorageError, with advice, for a failure to write `path` in the context."""
     try:
         yield
     except Exception as error:
@@ -122,11 +122,11 @@ def cache_folder() -> Path:
 
 
 @contextlib.contextmanager
-def placing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
-    """Lend a file to write; it takes its place at `path` when all went well, else it is gone.
+def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """Yield a file to write, which becomes `path` at the end of a context without errors.
 
-    Several processes may place the same file at once: each has its own until then. Only a durable
-    one is sure to be whole after a loss of power.
+    Several processes may write the same path at once: each has its own file until then. Only a
+    durable file is sure to be complete after a loss of power.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)

@@ -14,7 +14,7 @@ from tgsent.config import PromptConfig, TrainingConfig
 from tgsent.config.aliases import ALIASES
 from tgsent.errors import ConfigError, UnavailableError
 from tgsent.modeling import causal, loading, seq2seq
-from tgsent.modeling.family import token_losses
+from tgsent.modeling.batches import token_losses
 from tgsent.modeling.loading import LoadedModel
 from tgsent.records import Example
 from tiny_models import FAMILIES, LABELS, encode, examples, tiny_model, tiny_spec
@@ -248,7 +248,7 @@ def test_a_tokenizer_without_an_end_token(make_folder: MakeFolder) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.eos_token = None
     tokenizer.save_pretrained(folder)
-    with pytest.raises(ConfigError, match="has no end token"):
+    with pytest.raises(ConfigError, match="has no EOS token"):
         loading.load(tiny_spec(str(folder), training={"init": "random"}), ())
 
 

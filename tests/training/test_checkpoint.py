@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from tgsent.errors import StoppedError
 from tgsent.modeling import loading
-from tgsent.training import interrupts, loop, trainable
-from tgsent.training.checkpoint import Checkpoints, Position
+from tgsent.training import adapters, interrupts, loop
+from tgsent.training.checkpoint import Checkpoints, TrainState
+from tgsent.training.recipe import resolve
 from tiny_models import FAMILIES, Silent, encode, examples, set_dropout, tiny_spec
 
 IDENTITY = {"fingerprint": "abc", "split_sha256": "def"}
@@ -27,7 +28,7 @@ class Trial:
         torch.manual_seed(7)
         self.loaded = loading.load(spec, examples(24))
         set_dropout(self.loaded.model, 0.1)
-        trainable.prepare(self.loaded.model, spec.training)
+        adapters.prepare(self.loaded.model, spec.training)
         self.examples = encode(self.loaded, spec, examples(24))
         self.progress = Silent()
 
@@ -36,12 +37,12 @@ class Trial:
         torch.manual_seed(1)
         random.seed(1)
         np.random.seed(1)
+        recipe = resolve(self.training, self.loaded.family, 1, len(self.examples))
         return loop.train(
             self.loaded.model,
             self.examples,
-            lambda batch: self.loaded.family.collate(batch, self.loaded.ids, "label", None),
-            self.training,
-            learning_rate=1e-3,
+            loop.collator(self.loaded, recipe),
+            recipe,
             seed=3,
             accelerator=loop.make_accelerator(self.training),
             progress=self.progress,
@@ -144,9 +145,9 @@ def test_checkpoints_come_as_often_as_asked_for(
     saved: list[int] = []
     original = Checkpoints.save
 
-    def save(self: Checkpoints, position: Position, *state: Any) -> None:
-        saved.append(position.step)
-        original(self, position, *state)
+    def save(self: Checkpoints, state: TrainState) -> None:
+        saved.append(state.step)
+        original(self, state)
 
     monkeypatch.setattr(Checkpoints, "save", save)
     Trial("gpt2").train(tmp_path, minutes=60)
@@ -227,9 +228,9 @@ def test_a_signal_in_the_last_checkpoint_stops_before_the_answers(
 ) -> None:
     original = Checkpoints.save
 
-    def save(self: Checkpoints, position: Position, *state: Any) -> None:
-        original(self, position, *state)
-        interrupts._state.requested = position.step == 6
+    def save(self: Checkpoints, state: TrainState) -> None:
+        original(self, state)
+        interrupts._state.requested = state.step == 6
 
     monkeypatch.setattr(Checkpoints, "save", save)
     monkeypatch.setattr(interrupts._state, "requested", False)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from tgsent.errors import ConfigError, UnavailableError
-from tgsent.files import cache_folder, placing
+from tgsent.files import atomic_writer, cache_folder
 
 if TYPE_CHECKING:
     from requests.exceptions import HTTPError
@@ -148,7 +148,7 @@ def _extract(archive: Path, file: Path, url: str) -> None:
         with (
             zipfile.ZipFile(archive) as members,
             members.open(FILE) as packed,
-            placing(file) as unpacked,
+            atomic_writer(file) as unpacked,
         ):
             shutil.copyfileobj(packed, unpacked, 1 << 20)
     except KeyError:

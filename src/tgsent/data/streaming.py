@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 
 from tgsent.config import DataConfig
-from tgsent.files import cache_folder, placing
+from tgsent.files import atomic_writer, cache_folder
 
 _Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -322,7 +322,7 @@ def _keep(entry: Path, drawn: Drawn) -> None:
     content = json.dumps(values).encode()
     seal = hashlib.sha256(content).hexdigest().encode()
     # the sample is drawn: that it cannot be kept only costs the next start its time
-    with contextlib.suppress(OSError), placing(entry, durable=False) as file:
+    with contextlib.suppress(OSError), atomic_writer(entry, durable=False) as file:
         file.write(seal + b"\n" + content)
 
 

@@ -22,7 +22,7 @@ from tgsent.runs import manifest, stored
 from tgsent.runs.folder import RunFolder
 from tgsent.runs.weights import check_same_weights
 from tgsent.terminal import without_secrets
-from tgsent.training import interrupts, processes
+from tgsent.training import distributed, interrupts
 
 _PATIENCE = 60.0
 """Seconds to wait for another process that is beginning or ending in the same folder."""
@@ -164,7 +164,7 @@ def follow(config: RunConfig, progress: Progress) -> None:
     from tgsent.experiment.attempt import attempt
 
     nothing: tuple[TrialSpec, Split] | None = None
-    while (work := processes.share(nothing)) is not None:
+    while (work := distributed.broadcast(nothing)) is not None:
         spec, split = work
         attempt(
             spec,
@@ -219,7 +219,7 @@ def _attempt(
     folder.tidy(spec, finished=False)
     together = spec.is_in_our_loop
     with folder.model_folder(spec) as save_to:
-        with processes.at_work((spec, split)) if together else contextlib.nullcontext():
+        with distributed.working_on((spec, split)) if together else contextlib.nullcontext():
             outcome = attempt(
                 spec,
                 split,
@@ -247,7 +247,7 @@ def _keep(
             kind, _, inside = name.partition("/")
             if place := places[kind]:
                 file = place / inside
-                with files.explained(file, len(content)):
+                with files.write_errors(file, len(content)):
                     file.parent.mkdir(parents=True, exist_ok=True)
                     file.write_bytes(content)
         return _write(spec, outcome, save_to, folder, progress)

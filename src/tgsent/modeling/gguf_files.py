@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tgsent.errors import TgsentError, UnavailableError, reason
-from tgsent.files import cache_folder, explained, show_size
+from tgsent.files import cache_folder, show_size, write_errors
 from tgsent.records import Progress
 
 if TYPE_CHECKING:  # it takes seconds to import, and few runs need it here
@@ -41,7 +41,7 @@ def unpacked(name: str, file: Path, progress: Progress | None = None) -> Path:
     if progress is not None:
         progress.line(f"unpacking {file} ({show_size(about.st_size)}) into {folder}, once")
     model, tokenizer = _read(name, file)
-    with explained(folder):
+    with write_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{key}.", suffix=".tmp", dir=folder.parent))
         try:
@@ -62,6 +62,8 @@ def _read(name: str, file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     import torch
     import transformers
 
+    from tgsent.modeling.family import family_of
+
     # older versions of the library know no other weights
     config_class = getattr(transformers, "GgufConfig", None)
     # a caller may have made the meta device the default
@@ -72,12 +74,7 @@ def _read(name: str, file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             source, gguf_file=file.name, trust_remote_code=False
         )
-        auto: Any = (
-            transformers.AutoModelForSeq2SeqLM
-            if config.is_encoder_decoder
-            else transformers.AutoModelForCausalLM
-        )
-        loaded, found = auto.from_pretrained(
+        loaded, report = family_of(config).auto_class.from_pretrained(
             source,
             gguf_file=file.name,
             dtype=torch.float32,
@@ -86,7 +83,7 @@ def _read(name: str, file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
             output_loading_info=True,
             quantization_config=config_class(dequantize=True) if config_class else None,
         )
-    if wrong := misfits(found):
+    if wrong := misfits(report):
         raise UnavailableError(
             f"{name}: the weights in this GGUF file are not those of its architecture: {wrong};"
             " put a good copy there"
@@ -102,13 +99,13 @@ def _read(name: str, file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     return model, tokenizer
 
 
-def misfits(found: Mapping[str, Any]) -> str:
+def misfits(report: Mapping[str, Any]) -> str:
     """Return what the library's loading report names as missing or misshapen; empty if nothing.
 
     The library itself only warns, and leaves random weights in their place.
     """
-    wrong = [f"{key} is missing" for key in sorted(found["missing_keys"])]
-    wrong += [f"{key[0]} has another shape" for key in sorted(found["mismatched_keys"])]
+    wrong = [f"{key} is missing" for key in sorted(report["missing_keys"])]
+    wrong += [f"{key[0]} has another shape" for key in sorted(report["mismatched_keys"])]
     more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
     return f"{wrong[0]}{more}" if wrong else ""
 

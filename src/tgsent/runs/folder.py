@@ -80,7 +80,7 @@ class RunFolder:
         of it sees that. Raises RunFolderError where another process is at it.
         """
         place = self._trial_lock(spec)
-        with files.explained(place):
+        with files.write_errors(place):
             place.parent.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(place)
         try:
@@ -106,7 +106,7 @@ class RunFolder:
         for suffix in ("", *(f"-{n}" for n in range(2, 100))):
             aside = self.path.with_name(f"{self.path.name}.old-{stamp}{suffix}")
             if not aside.exists():
-                with files.explained(aside):
+                with files.write_errors(aside):
                     self.path.rename(aside)
                 return aside
         raise RunFolderError(f"{self.path}: cannot move the old results aside")
@@ -179,7 +179,7 @@ class RunFolder:
         """Remove what a killed run could not: half-written files, a finished trial's leftovers."""
         folder = self.trial_folder(spec)
         for stale in (*folder.glob(".*.tmp"), *folder.glob("checkpoint/.*.tmp")):
-            with files.explained(stale):
+            with files.write_errors(stale):
                 if stale.is_dir():
                     shutil.rmtree(stale)
                 else:
@@ -201,9 +201,9 @@ class RunFolder:
 
     def _remove_leftovers(self, spec: TrialSpec) -> None:
         folder = self.checkpoint_folder(spec)
-        with files.explained(folder), contextlib.suppress(FileNotFoundError):
+        with files.write_errors(folder), contextlib.suppress(FileNotFoundError):
             shutil.rmtree(folder)
-        with files.explained(self._trial_lock(spec)):
+        with files.write_errors(self._trial_lock(spec)):
             self._trial_lock(spec).unlink(missing_ok=True)
 
     def finished(self, spec: TrialSpec, split: SplitSummary) -> dict[str, Any] | None:
@@ -261,7 +261,7 @@ class RunFolder:
         folder = self.trial_folder(spec)
         temporary = folder / ".model.tmp"
         shutil.rmtree(temporary, ignore_errors=True)  # of a killed run
-        with files.explained(temporary):
+        with files.write_errors(temporary):
             temporary.mkdir(parents=True, mode=0o700)
         try:
             yield temporary
@@ -270,7 +270,7 @@ class RunFolder:
 
     def _place_model(self, saved: Path) -> None:
         place = saved.with_name("model")
-        with files.explained(place):
+        with files.write_errors(place):
             for file in (*saved.rglob("*"), saved):
                 files.sync(file)
             saved.chmod(place.parent.stat().st_mode)
@@ -286,7 +286,7 @@ class RunFolder:
         if model is not None:
             self._place_model(model)
         for outdated in ("metrics.json", "error.txt"):
-            with files.explained(folder / outdated):
+            with files.write_errors(folder / outdated):
                 (folder / outdated).unlink(missing_ok=True)
         predictions = predictions_csv(
             result.predictions, spec.labels, escape_formulas=spec.escape_formulas
@@ -316,7 +316,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def _sign(lock: Path) -> None:
     """Name this process in a lock's file, for those who find it locked."""
-    with files.explained(lock):
+    with files.write_errors(lock):
         lock.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", "utf-8")
 
 
