@@ -178,7 +178,10 @@ def _through_simplet5(
 
 def _load(spec: TrialSpec, split: Split, progress: Progress) -> LoadedModel:
     set_seed(spec.seed)
-    with progress.task(f"{spec.title}, loading", 1) as task, memory.allocation_errors(spec, "loading"):
+    with (
+        progress.task(f"{spec.title}, loading", 1) as task,
+        memory.allocation_errors(spec, "loading"),
+    ):
         loaded = loading.load(spec, split.train)
         task.advance(1)
     return loaded

@@ -51,7 +51,7 @@ class Family(Protocol):
         ...
 
     def new_tokens(self, generated: Tensor, batch: Batch) -> Tensor:
-        """Return of what `generate` returned (B, T) the tokens that follow the prompt."""
+        """Return the tokens after the prompt in the output of `generate` (B, T)."""
         ...
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
@@ -80,7 +78,7 @@ class Checkpoints:
             "format": _FORMAT,
             "identity": self.identity,
             "position": _counters(state),
-            "random": _random_state(state.accelerator),
+            "scaler": scaler.state_dict() if (scaler := state.accelerator.scaler) else None,
             "tensors": sorted(tensors),
         }
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
@@ -106,7 +104,16 @@ class Checkpoints:
                 path.unlink()
                 continue
             _load(state, about["position"], tensors)
-            _load_random_state(tensors, about["random"], state.accelerator, progress)
+            if state.accelerator.scaler and about.get("scaler"):  # of fp16's gradients
+                state.accelerator.scaler.load_state_dict(about["scaler"])
+            torch.set_rng_state(tensors["random.cpu"])
+            device = state.accelerator.device
+            if device.type == "cuda" and "random.cuda" in tensors:
+                torch.cuda.set_rng_state(tensors["random.cuda"], device)
+            elif device.type != "cpu":  # the run was moved here from another device
+                progress.line(
+                    f"random numbers on {device.type} go on from another place than before the stop"
+                )
             self._written = path
             return
 
@@ -144,7 +151,7 @@ def _tensors(state: TrainState) -> dict[str, Tensor]:
     tensors = {f"model.{name}": tensor.contiguous() for name, tensor in _trained(state.model)}
     for index, moments in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in moments.items()}
-    tensors["random.cpu"] = torch.get_rng_state()
+    tensors["random.cpu"] = torch.get_rng_state()  # of dropout; nothing else is drawn in training
     if state.accelerator.device.type == "cuda":
         tensors["random.cuda"] = torch.cuda.get_rng_state(state.accelerator.device)
     return tensors
@@ -155,7 +162,7 @@ def _check(about: dict[str, Any], file: Any, identity: dict[str, str], model: nn
     if about.get("format") != _FORMAT:
         raise ValueError("it is of another version of tgsent")
     if about["identity"] != identity:
-        raise ValueError("it is of another recipe, other texts or another model")
+        raise ValueError("it is of other settings, other texts or another model")
     shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  no dict
     if any(shapes.get(f"model.{name}") != list(tensor.shape) for name, tensor in _trained(model)):
         raise ValueError("it is of a model of another shape")
@@ -176,33 +183,3 @@ def _load(state: TrainState, counters: dict[str, Any], tensors: dict[str, Tensor
             moments.setdefault(int(index), {})[key] = tensor
     groups = state.optimizer.state_dict()["param_groups"]
     state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-
-
-def _random_state(accelerator: Accelerator) -> dict[str, Any]:
-    """Return the states of Python's and NumPy's generators, and the scale of fp16's gradients."""
-    numpy: Any = np.random.get_state(legacy=False)
-    numpy["state"]["key"] = numpy["state"]["key"].tolist()
-    return {
-        "python": random.getstate(),
-        "numpy": numpy,
-        "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
-    }
-
-
-def _load_random_state(
-    tensors: dict[str, Tensor],
-    states: dict[str, Any],
-    accelerator: Accelerator,
-    progress: Progress,
-) -> None:
-    version, words, gauss = states["python"]
-    random.setstate((version, tuple(words), gauss))
-    np.random.set_state(states["numpy"])
-    torch.set_rng_state(tensors["random.cpu"])
-    device = accelerator.device.type
-    if device == "cuda" and "random.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random.cuda"], accelerator.device)
-    elif device != "cpu":  # the run was moved here from another device
-        progress.line(f"random numbers on {device} go on from another place than before the stop")
-    if accelerator.scaler and states["scaler"]:
-        accelerator.scaler.load_state_dict(states["scaler"])

@@ -47,9 +47,9 @@ def is_main() -> bool:
 
 
 def connect(*, on_cpu: bool) -> None:
-    """Wait until all processes are connected; raise ConfigError where tgsent does not support it.
+    """Wait until all processes are connected, to compute on CPUs or on accelerators.
 
-    `on_cpu` says whether they compute there.
+    Raises ConfigError for a setup that tgsent does not support.
     """
     if world_size() == 1:
         return
@@ -77,9 +77,9 @@ def connect(*, on_cpu: bool) -> None:
 
 @contextlib.contextmanager
 def leading() -> Iterator[None]:
-    """Tell the others, at the end of the context, that there is no more work.
+    """Broadcast at the end of the context that there is no more work.
 
-    Not after an exception in the middle of some work: there they wait for something else.
+    Not after an exception in the middle of some work, where the others wait for something else.
     """
     try:
         yield
