@@ -35,7 +35,8 @@ FILES = {
 
 _FETCH = """
 import contextlib, json, sys, time
-from tgsent import errors, hub
+from tgsent import errors
+from tgsent.modeling import hub
 class Progress:
     @contextlib.contextmanager
     def task(self, name, total):
