@@ -67,7 +67,7 @@ def _read(name: str, file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     # older versions of the library know no other weights
     config_class = getattr(transformers, "GgufConfig", None)
     # a caller may have made the meta device the default
-    with torch.device("cpu"), _worded(name), _alone(file) as source:
+    with torch.device("cpu"), _gguf_errors(name), _folder_with_only(file) as source:
         config = transformers.AutoConfig.from_pretrained(
             source, gguf_file=file.name, trust_remote_code=False
         )
@@ -111,7 +111,7 @@ def misfits(report: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _alone(file: Path) -> Iterator[Path]:
+def _folder_with_only(file: Path) -> Iterator[Path]:
     """Yield a folder that holds only the file.
 
     The library would also read other files beside it, which may belong to another model.
@@ -122,7 +122,7 @@ def _alone(file: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _worded(name: str) -> Iterator[None]:
+def _gguf_errors(name: str) -> Iterator[None]:
     """Raise UnavailableError for whatever the libraries raise for a file they cannot read."""
     try:
         yield

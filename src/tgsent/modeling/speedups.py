@@ -118,7 +118,7 @@ def _is_checkpointing(model: PreTrainedModel) -> bool:
 
 
 def _shared_prefix(named: dict[str, Any]) -> int:
-    """Count the first columns that all texts (B, T) share and no logits are asked for at."""
+    """Count the first columns that all texts (B, T) share and whose logits are not asked for."""
     ids, asked, mask = (named.get(k) for k in ("input_ids", "logits_to_keep", "attention_mask"))
     if not isinstance(asked, Tensor) or ids is None or mask is None:
         return 0
@@ -129,13 +129,13 @@ def _shared_prefix(named: dict[str, Any]) -> int:
 
 
 class _OnlyWhereAsked:
-    """Hooks that cut an MLP's input to some positions; a module would rename the weights."""
+    """Hooks that run an MLP at some positions only; a wrapping module would rename its weights."""
 
     def __init__(self, model: PreTrainedModel, mlp: nn.Module) -> None:
         self.columns: Tensor | slice = slice(None)
         self.shape = torch.Size()
         model.register_forward_pre_hook(self.note, with_kwargs=True)
-        mlp.register_forward_pre_hook(self.cut)
+        mlp.register_forward_pre_hook(self.select)
         mlp.register_forward_hook(self.put_back)
 
     def note(self, _model: nn.Module, _args: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -143,7 +143,7 @@ class _OnlyWhereAsked:
         kept = named.get("logits_to_keep", 0)
         self.columns = kept if isinstance(kept, Tensor) else slice(-kept if kept else None, None)
 
-    def cut(self, _mlp: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+    def select(self, _mlp: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
         """Select the columns of the input: (B, T, width) to (B, columns, width)."""
         self.shape = args[0].shape
         return (args[0][:, self.columns].contiguous(),)
