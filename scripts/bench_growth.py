@@ -32,7 +32,7 @@ import json, resource, sys, time
 from tgsent.config import load
 from tgsent.data.dataset import load_dataset, make_splits
 from tgsent.modeling import loading
-from tgsent.training import loop
+from tgsent.training import devices, loop
 from tgsent.training.recipe import resolve
 from tgsent.progress import Quiet
 path, stages = sys.argv[1], sys.argv[2:]
@@ -60,7 +60,7 @@ if "training" in stages:
     recipe = resolve(training, loaded.family, loaded.model.num_parameters(), len(examples))
     loop.train(
         loaded.model, examples, loop.collator(loaded, recipe), recipe, seed=1,
-        accelerator=loop.make_accelerator(training), progress=Quiet(), title="",
+        accelerator=devices.make_accelerator(training), progress=Quiet(), title="",
     )
     done("training")
 print(json.dumps({stage: found[stage] for stage in stages}))

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from tgsent.errors import StoppedError
 from tgsent.modeling import loading
-from tgsent.training import adapters, interrupts, loop
+from tgsent.training import adapters, devices, interrupts, loop
 from tgsent.training.checkpoint import Checkpoints, TrainState
 from tgsent.training.recipe import resolve
 from tiny_models import FAMILIES, Silent, encode, examples, set_dropout, tiny_spec
@@ -40,7 +40,7 @@ class Trial:
             loop.collator(self.loaded, recipe),
             recipe,
             seed=3,
-            accelerator=loop.make_accelerator(self.training),
+            accelerator=devices.make_accelerator(self.training),
             progress=self.progress,
             title="a trial",
             checkpoints=Checkpoints(folder, IDENTITY, minutes * 60) if folder else None,

@@ -19,7 +19,7 @@ from tgsent.modeling import loading
 from tgsent.modeling.batches import Batch
 from tgsent.modeling.loading import LoadedModel
 from tgsent.records import Encoded
-from tgsent.training import loop
+from tgsent.training import devices, loop
 from tgsent.training.recipe import resolve
 from tiny_models import FAMILIES, Silent, encode, examples, set_dropout, tiny_spec
 
@@ -42,7 +42,7 @@ def train(
         collate or loop.collator(loaded, recipe),
         dataclasses.replace(recipe, learning_rate=learning_rate),
         seed=3,
-        accelerator=loop.make_accelerator(training),
+        accelerator=devices.make_accelerator(training),
         progress=progress or Silent(),
         title="a trial",
     )
@@ -296,5 +296,5 @@ def test_one_process_trains_in_one_precision_after_the_other() -> None:
 
 def test_make_accelerator_takes_what_the_config_says() -> None:
     for precision, mixed in (("fp32", "no"), ("bf16", "bf16"), ("fp32", "no")):
-        made = loop.make_accelerator(TrainingConfig(device="cpu", precision=precision))
+        made = devices.make_accelerator(TrainingConfig(device="cpu", precision=precision))
         assert (made.device.type, made.mixed_precision) == ("cpu", mixed)

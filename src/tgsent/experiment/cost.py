@@ -15,7 +15,7 @@ from tgsent.modeling import loading, speedups
 from tgsent.modeling.prompts import choose_shots
 from tgsent.progress import Quiet
 from tgsent.records import Example, Split
-from tgsent.training import adapters, loop, memory
+from tgsent.training import adapters, devices, loop, memory
 from tgsent.training.recipe import resolve
 
 _MEASURED = 5
@@ -45,7 +45,7 @@ def measure(spec: TrialSpec, split: Split) -> Cost:
     line with its padded tokens, so that batches of several lengths are measured, the longest among
     them, which needs the most memory. Raises TrialError where that is more than there is.
     """
-    accelerator = loop.make_accelerator(spec.training)
+    accelerator = devices.make_accelerator(spec.training)
     started = time.perf_counter()
     init = "tiny" if spec.training.init == "tiny" else "random"
     training = spec.training.model_copy(update={"init": init})

@@ -26,7 +26,7 @@ from tgsent.modeling.prompts import PromptEncoder, choose_shots
 from tgsent.records import Outcome, Progress, Split, TrialResult
 from tgsent.runs import signature
 from tgsent.terminal import without_secrets
-from tgsent.training import adapters, distributed, loop, memory, trackers
+from tgsent.training import adapters, devices, distributed, loop, memory, trackers
 from tgsent.training.checkpoint import Checkpoints
 from tgsent.training.recipe import resolve
 
@@ -51,7 +51,7 @@ def run_trial(
     elif spec.training.backend == "simplet5":
         outcome = _through_simplet5(spec, split, progress, save_to)
     else:
-        accelerator = loop.make_accelerator(spec.training, track_in)
+        accelerator = devices.make_accelerator(spec.training, track_in)
         with trackers.tracking(spec, accelerator):
             outcome = _through_our_loop(spec, split, progress, save_to, checkpoints_in, accelerator)
             scores = metrics.score(outcome.predictions[: len(split.test)], spec.labels)
