@@ -61,7 +61,7 @@ from tgsent.modeling.loading import LoadedModel
 from tgsent.modeling.prompts import render_prompt, render_target
 from tgsent.progress import Quiet
 from tgsent.records import Encoded, Example, Split
-from tgsent.training import loop
+from tgsent.training import devices, recipe
 
 SAMPLE = 9_500
 BATCH = 32
@@ -178,12 +178,12 @@ class Bench:
     @functools.cached_property
     def resolved_device(self) -> str:
         """The device in PyTorch's words."""
-        return loop.resolve_device(self.device)
+        return recipe.resolve_device(self.device)
 
     @functools.cached_property
     def precision(self) -> str:
         """The best precision: bf16 where the device computes it natively, else fp32."""
-        return loop.resolve_precision(TrainingConfig(), self.resolved_device)
+        return recipe.resolve_precision(TrainingConfig(), self.resolved_device)
 
     def spec(self, decoding: str = "free", **training: Any) -> TrialSpec:
         """Describe the trial."""
@@ -317,7 +317,7 @@ def train_hf(bench: Bench, *, labels_only: bool, keep_memory: bool = False) -> R
     With `keep_memory` the C library keeps freed memory, as it does for tgsent.
     """
     if keep_memory:
-        loop.keep_freed_memory()
+        devices.keep_freed_memory()
     group_as_for_many()
     clock, loaded = Clock(), bench.load()
     rows = []
@@ -345,7 +345,7 @@ def train_hf(bench: Bench, *, labels_only: bool, keep_memory: bool = False) -> R
 def train_hf_seq2seq(bench: Bench, *, keep_memory: bool = False) -> Result:
     """Train with `Seq2SeqTrainer`: batches of one length, padded to their longest."""
     if keep_memory:
-        loop.keep_freed_memory()
+        devices.keep_freed_memory()
     group_as_for_many()
     clock, loaded = Clock(), bench.load()
     rows = [
@@ -462,7 +462,7 @@ def train_simplet5(bench: Bench) -> Result:
 def answer_tgsent(bench: Bench, decoding: str) -> Result:
     """Answer as a trial of tgsent does after training."""
     clock, spec = Clock(), bench.spec(decoding)
-    accelerator = loop.make_accelerator(spec.training)
+    accelerator = devices.make_accelerator(spec.training)
     loaded = bench.load()
     speedups.apply(loaded.model)
     loaded.model = accelerator.prepare(loaded.model)

@@ -28,11 +28,12 @@ LIMIT = 1.1
 
 MEASURED = """
 import json, resource, sys, time
-from tgsent.modeling import loading as models
 from tgsent.config import load
 from tgsent.data.dataset import load_dataset
 from tgsent.data.splits import TrialSplits
-from tgsent.training import loop
+from tgsent.modeling import loading
+from tgsent.training import devices, loop
+from tgsent.training.recipe import resolve
 from tgsent.progress import Quiet
 path, stages = sys.argv[1], sys.argv[2:]
 config = load("smoke", models=["gpt2"], trials=1, overrides=[f"data.path={path}"])
@@ -49,18 +50,17 @@ done("reading")
 (split,) = TrialSplits(dataset, config)
 done("splitting")
 (spec,) = config.trial_specs(dataset.labels)
-loaded = models.load(spec, split.train[:1000])
-encoder = models.prompt_encoder(loaded, spec)
+loaded = loading.load(spec, split.train[:1000])
+encoder = loading.prompt_encoder(loaded, spec)
 started = time.perf_counter()
 examples = encoder.encode_examples(split.train)
 done("encoding")
 if "training" in stages:
-    def collate(batch):
-        return loaded.family.collate(batch, loaded.ids, "label", None)
+    training = spec.training.model_copy(update={"epochs": 1})
+    recipe = resolve(training, loaded.family, loaded.model.num_parameters(), len(examples))
     loop.train(
-        loaded.model, examples, collate, spec.training.model_copy(update={"epochs": 1}),
-        learning_rate=1e-3, seed=1, accelerator=loop.make_accelerator(spec.training),
-        progress=Quiet(), title="",
+        loaded.model, examples, loop.collator(loaded, recipe), recipe, seed=1,
+        accelerator=devices.make_accelerator(training), progress=Quiet(), title="",
     )
     done("training")
 print(json.dumps({stage: found[stage] for stage in stages}))

@@ -63,12 +63,12 @@ def ancestry(name: str, family: str) -> list[Try]:
 def prepare(model: Any, wanted: list[str]) -> Any:
     """Change the model, and this process, as the tries want it."""
     from tgsent.modeling import speedups
-    from tgsent.training import loop
+    from tgsent.training import devices
 
     if "eager attention" in wanted:
         model.set_attn_implementation("eager")
     if "freed memory kept" in wanted:
-        loop.keep_freed_memory()
+        devices.keep_freed_memory()
     if "GELU as one kernel" in wanted:
         speedups.fuse_gelu(model)
     if "dropout from 16 bits" in wanted:
@@ -85,7 +85,7 @@ def measure(model_name: str, wanted: list[str], steps: int) -> list[float]:
     import torch
 
     from tgsent.modeling import loading
-    from tgsent.modeling.family import Batch, token_losses
+    from tgsent.modeling.batches import Batch, token_losses
     from tgsent.training import loop
 
     torch.manual_seed(1)
@@ -136,9 +136,10 @@ def main() -> None:
     if args.one is not None:
         print(json.dumps(measure(args.model, args.one, args.steps)))
         return
-    from tgsent.modeling import loading, seq2seq
+    from tgsent.modeling import loading
 
-    family = "seq2seq" if loading.describe(_spec(args.model), ()).family is seq2seq else "causal"
+    is_seq2seq = loading.describe(_spec(args.model), ()).family.is_seq2seq
+    family = "seq2seq" if is_seq2seq else "causal"
     tries = [one for one in TRIES if family in one.families]
     found: dict[str, list[list[float]]] = {one.name: [] for one in tries}
     for number in range(args.repeats):

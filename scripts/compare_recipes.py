@@ -32,11 +32,12 @@ from tgsent.data.splits import TrialSplits
 from tgsent.evaluation import metrics
 from tgsent.experiment.trial import run_trial
 from tgsent.modeling import loading, tiny
-from tgsent.modeling.family import IGNORE
+from tgsent.modeling.batches import IGNORE
 from tgsent.modeling.prompts import parse
 from tgsent.progress import Quiet
 from tgsent.records import Encoded, Prediction, Split
-from tgsent.training import loop, rates
+from tgsent.training import loop
+from tgsent.training.recipe import resolve
 
 TEST_FRACTION = 0.3
 WIDEST = 0.10
@@ -93,14 +94,14 @@ def train_plainly(
 ) -> None:
     """Train with the loss on labels, padded to the longest, all logits computed."""
     model, training, ids = loaded.model.train(), spec.training, loaded.ids
-    seq2seq = loaded.model.config.is_encoder_decoder
+    seq2seq = loaded.family.is_seq2seq
     read = [e.prompt if seq2seq else e.prompt + e.target[:-1] for e in examples]
     written = [
         e.target if seq2seq else (IGNORE,) * (len(e.prompt) - 1) + e.target for e in examples
     ]
     inputs, labels = padded(read, ids.pad), padded(written, IGNORE)
     mask = padded([(1,) * len(r) for r in read], 0)
-    rate = rates.learning_rate(training, loaded.family, model.num_parameters())
+    recipe = resolve(training, loaded.family, model.num_parameters(), len(examples))
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     others = [p for p in model.parameters() if p.dim() < 2]
     optimizer = torch.optim.AdamW(
@@ -108,11 +109,10 @@ def train_plainly(
             {"params": matrices, "weight_decay": training.weight_decay},
             {"params": others, "weight_decay": 0.0},
         ],
-        lr=rate,
+        lr=recipe.learning_rate,
         foreach=False,
     )
-    total = training.epochs * -(-len(examples) // training.batch_size)
-    factor = loop.linear_schedule(loop.warmup_steps(training, total), total)
+    factor = loop.linear_schedule(recipe.warmup_steps, recipe.total_steps)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     set_seed(spec.seed)
     for _ in range(training.epochs):
@@ -127,7 +127,7 @@ def train_plainly(
                 logits.flatten(0, 1), labels[rows].flatten(), ignore_index=IGNORE
             )
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), loop.max_grad_norm(training) or 1e9)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm or 1e9)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()

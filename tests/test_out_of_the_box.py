@@ -104,7 +104,7 @@ def test_all_that_is_missing_is_told_at_once(cli: Cli, tmp_path: Path) -> None:
     nowhere = hub_environment("http://127.0.0.1:9", tmp_path / "hub")
     done = cli(*COMMAND, "--quiet", env=nowhere | {"TGSENT_CACHE": str(tmp_path / "cache")})
     assert (done.returncode, done.stdout) == (3, "")
-    assert f"the model gpt2 ({GPT2}) cannot be had" in done.stderr
+    assert f"the model gpt2 ({GPT2}) is not available" in done.stderr
     assert "Sentiment140 cannot be fetched" in done.stderr
     assert list(tmp_path.glob("runs/*")) == []
 

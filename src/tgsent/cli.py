@@ -37,7 +37,7 @@ from tgsent.errors import (
     UnavailableError,
 )
 from tgsent.terminal import message, printable
-from tgsent.training import interrupts, processes
+from tgsent.training import distributed, interrupts
 
 app = typer.Typer(
     name="tgsent",
@@ -104,7 +104,7 @@ def _tgsent(
 ) -> None:
     """Fine-tune generative language models to classify your texts, and see how good they are."""
     del version  # it has been seen to before
-    if processes.count() > 1 and context.invoked_subcommand != "run":
+    if distributed.world_size() > 1 and context.invoked_subcommand != "run":
         raise ConfigError(f"tgsent {context.invoked_subcommand or ''} is for one process")
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
@@ -200,16 +200,16 @@ def run(
 
     from tgsent.progress import Quiet, make_progress
 
-    if processes.count() > 1:
+    if distributed.world_size() > 1:
         _meet(settings, dry_run=dry_run)
-    if not processes.is_main():
+    if not distributed.is_main():
         from tgsent.experiment.execute import follow
 
         follow(settings, Quiet())
         return
 
     progress = make_progress(Console(stderr=True), quiet=quiet)
-    with processes.leading():
+    with distributed.leading():
         dataset, splits = _texts(settings, progress, quiet=quiet)
         if dry_run:
             _print_plan(settings, dataset, splits, as_json=as_json)
@@ -422,9 +422,9 @@ def _meet(settings: RunConfig, *, dry_run: bool) -> None:
         raise ConfigError("--dry-run is for one process: start it without the launcher")
     if settings.engine.kind == "ray":
         raise ConfigError("--engine ray starts processes itself: start one tgsent only")
-    from tgsent.training.loop import resolve_device
+    from tgsent.training.recipe import resolve_device
 
-    processes.meet(on_cpu=resolve_device(settings.training.device) == "cpu")
+    distributed.connect(on_cpu=resolve_device(settings.training.device) == "cpu")
 
 
 def _missing_models(settings: RunConfig) -> Iterator[str]:
@@ -519,15 +519,15 @@ def _quiet_libraries() -> None:
 
 
 def _complain(text: str) -> None:
-    who = "tgsent" if processes.is_main() else f"tgsent, process {processes.rank()}"
+    who = "tgsent" if distributed.is_main() else f"tgsent, process {distributed.rank()}"
     typer.echo(f"{who}: {message(text)}", err=True)
 
 
 def _told_by_another(error: Exception) -> bool:
     """Tell whether another of several processes says the same."""
     if isinstance(error, ProcessLostError):
-        return processes.rank() > 1
-    return not processes.is_main() and isinstance(error, ConfigError | StoppedError)
+        return distributed.rank() > 1
+    return not distributed.is_main() and isinstance(error, ConfigError | StoppedError)
 
 
 def main() -> None:
@@ -565,7 +565,7 @@ def _run_app() -> int:
         )
         return TgsentError.exit_code
     if (
-        code == StoppedError.exit_code and processes.is_main()
+        code == StoppedError.exit_code and distributed.is_main()
     ):  # into which Typer may have turned Ctrl-C already
         is_run = "run" in sys.argv[1:2]  # no other command keeps anything
         kept = f"; {interrupts.GOING_ON}{_but_not_fresh()}" if is_run else ""

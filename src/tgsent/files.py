@@ -38,7 +38,7 @@ def replacing(path: Path, size: int) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def placing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """Yield an opened file that replaces `path` if all went well; several processes may do so.
 
     Only a durable one is sure to be whole after a loss of power. Raises OSError where it cannot be

@@ -178,6 +178,13 @@ class Outcome:
     """Warnings about texts that the model cannot read."""
     label_prior: tuple[float, ...] | None = None
     """Prior that label probabilities were divided by, in the order of the labels."""
+    warmup_steps: int = 0
+    max_grad_norm: float | None = None
+    """Gradients were clipped to it."""
+    padding: str = "longest"
+    """Length of a batch: that of its longest text, or `max_tokens`."""
+    commit: str | None = None
+    """The model's commit on the Hub; None where training started from something else."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,11 @@ from tgsent.errors import ConfigError, UnavailableError
 from tgsent.evaluation.generate import classify
 from tgsent.experiment.trial import run_trial
 from tgsent.modeling import causal, loading
-from tgsent.modeling.family import IGNORE, token_losses
+from tgsent.modeling.batches import IGNORE, token_losses
 from tgsent.modeling.loading import LoadedModel
 from tgsent.modeling.prompts import PromptEncoder
 from tgsent.records import Split
-from tgsent.training import trainable
+from tgsent.training import adapters
 from tiny_models import Silent, examples, set_dropout, tiny_spec
 
 WORKING = [a for a in ARCHITECTURES if not a.refused]
@@ -256,7 +256,7 @@ def test_every_adapter_is_trained(model_type: str, tmp_path: Path) -> None:
     folder = make_folder(of_type(model_type), tmp_path)
     spec = spec_of(folder, lora={})
     loaded = loading.load(spec, ())
-    trainable.prepare(loaded.model, spec.training)
+    adapters.prepare(loaded.model, spec.training)
     encoded = loading.prompt_encoder(loaded, spec).encode_examples(TEXTS[:4])
     batch = loaded.family.collate(encoded, loaded.ids, "label", None)
     token_losses(loaded.model.train(), batch).sum().backward()

@@ -149,7 +149,7 @@ def test_a_pinned_revision(fetch: Fetch, hub: Hub) -> None:
     assert fetch(f"gpt2@{COMMIT}", hub.endpoint).commit == COMMIT
     assert f"/api/models/{GPT2}/revision/{COMMIT}" in {path for _, path, _ in hub.requests}
     gone = fetch(f"{GPT2}@v2", hub.endpoint)
-    assert f"the model {GPT2}@v2 ({GPT2}) cannot be had: there is no revision v2" in gone.error
+    assert f"the model {GPT2}@v2 ({GPT2}) is not available: there is no revision v2" in gone.error
     assert gone.exit_code == 3
 
 
@@ -210,7 +210,7 @@ def test_neither_hub_nor_cache(fetch: Fetch) -> None:
     assert missing.exit_code == 3
     what, *ways_out = missing.error.splitlines()
     assert what.startswith(
-        f"the model gpt2 ({GPT2}) cannot be had: http://127.0.0.1:9 cannot be reached ("
+        f"the model gpt2 ({GPT2}) is not available: http://127.0.0.1:9 cannot be reached ("
     )
     assert what.endswith("), and it is not in the cache")
     assert len(ways_out) == 2

@@ -14,7 +14,7 @@ from tgsent.config import PromptConfig, TrainingConfig
 from tgsent.config.aliases import ALIASES
 from tgsent.errors import ConfigError, UnavailableError
 from tgsent.modeling import causal, loading, seq2seq
-from tgsent.modeling.family import token_losses
+from tgsent.modeling.batches import token_losses
 from tgsent.modeling.loading import LoadedModel
 from tgsent.records import Example
 from tiny_models import FAMILIES, LABELS, encode, examples, tiny_model, tiny_spec
@@ -32,10 +32,10 @@ def print_tokenizers() -> None:
 
 
 def test_a_tiny_tokenizer_is_the_same_in_every_process() -> None:
-    script = "import test_models; test_models.print_tokenizers()"
+    script = "import sys; sys.path.append('modeling'); import test_loading as t;"
     other = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=Path(__file__).parent,
+        [sys.executable, "-c", f"{script} t.print_tokenizers()"],
+        cwd=Path(__file__).parents[1],  # where tiny_models.py is
         check=True,
         capture_output=True,
         text=True,
@@ -248,7 +248,7 @@ def test_a_tokenizer_without_an_end_token(make_folder: MakeFolder) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.eos_token = None
     tokenizer.save_pretrained(folder)
-    with pytest.raises(ConfigError, match="has no end token"):
+    with pytest.raises(ConfigError, match="has no EOS token"):
         loading.load(tiny_spec(str(folder), training={"init": "random"}), ())
 
 

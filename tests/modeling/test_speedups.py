@@ -19,9 +19,9 @@ from transformers import (
 )
 
 from tgsent.modeling import causal, seq2seq, speedups
-from tgsent.modeling.family import SpecialIds, token_losses
+from tgsent.modeling.batches import SpecialIds, token_losses
 from tgsent.records import Encoded
-from tgsent.training import trainable
+from tgsent.training import adapters
 from tiny_models import tiny_spec
 
 IDS = SpecialIds(pad=0, end=1, decoder_start=0)
@@ -116,7 +116,7 @@ def test_so_they_are_beside_other_ways_to_train(name: str, training: dict[str, A
     plain, fast = plain_and_fast(name)
     for model in (plain, fast):
         torch.manual_seed(4)
-        trainable.prepare(model, settings)
+        adapters.prepare(model, settings)
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
@@ -223,7 +223,7 @@ def test_a_block_that_is_computed_again_drops_the_same() -> None:
     batch = causal.collate(texts(), IDS, "label", None)
     torch.manual_seed(2)
     once = gradients(model, batch)
-    trainable.prepare(model, tiny_spec("gpt2", training={"gradient_checkpointing": True}).training)
+    adapters.prepare(model, tiny_spec("gpt2", training={"gradient_checkpointing": True}).training)
     torch.manual_seed(2)
     assert_same(gradients(model, batch), once)
 

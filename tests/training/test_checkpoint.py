@@ -1,9 +1,7 @@
 import json
-import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -11,8 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from tgsent.errors import StoppedError
 from tgsent.modeling import loading
-from tgsent.training import interrupts, loop, trainable
-from tgsent.training.checkpoint import Checkpoints, Position
+from tgsent.training import adapters, devices, interrupts, loop
+from tgsent.training.checkpoint import Checkpoints, TrainState
+from tgsent.training.recipe import resolve
 from tiny_models import FAMILIES, Silent, encode, examples, set_dropout, tiny_spec
 
 IDENTITY = {"fingerprint": "abc", "split_sha256": "def"}
@@ -27,23 +26,21 @@ class Trial:
         torch.manual_seed(7)
         self.loaded = loading.load(spec, examples(24))
         set_dropout(self.loaded.model, 0.1)
-        trainable.prepare(self.loaded.model, spec.training)
+        adapters.prepare(self.loaded.model, spec.training)
         self.examples = encode(self.loaded, spec, examples(24))
         self.progress = Silent()
 
     def train(self, folder: Path | None, *, minutes: float = 0.0) -> loop.Trained:
         """Train, from the checkpoints in `folder` where it is given."""
         torch.manual_seed(1)
-        random.seed(1)
-        np.random.seed(1)
+        recipe = resolve(self.training, self.loaded.family, 1, len(self.examples))
         return loop.train(
             self.loaded.model,
             self.examples,
-            lambda batch: self.loaded.family.collate(batch, self.loaded.ids, "label", None),
-            self.training,
-            learning_rate=1e-3,
+            loop.collator(self.loaded, recipe),
+            recipe,
             seed=3,
-            accelerator=loop.make_accelerator(self.training),
+            accelerator=devices.make_accelerator(self.training),
             progress=self.progress,
             title="a trial",
             checkpoints=Checkpoints(folder, IDENTITY, minutes * 60) if folder else None,
@@ -85,18 +82,20 @@ def test_a_training_that_was_stopped_ends_like_one_that_was_not(
     assert all(torch.equal(resumed.weights[name], p) for name, p in whole.weights.items())
 
 
-def test_generators_go_on_where_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def draws() -> tuple[float, float, float]:
-        return random.random(), float(np.random.rand()), float(torch.rand(()))
+def test_the_generator_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def draw() -> float:
+        return float(torch.rand(()))
 
     Trial("gpt2").train(None)
-    expected = draws()
+    expected = draw()
     with monkeypatch.context() as patch:
         stop_after(2, patch)
         with pytest.raises(StoppedError):
             Trial("gpt2").train(tmp_path)
     Trial("gpt2").train(tmp_path)
-    assert draws() == expected
+    assert draw() == expected
 
 
 @pytest.mark.parametrize(
@@ -144,9 +143,9 @@ def test_checkpoints_come_as_often_as_asked_for(
     saved: list[int] = []
     original = Checkpoints.save
 
-    def save(self: Checkpoints, position: Position, *state: Any) -> None:
-        saved.append(position.step)
-        original(self, position, *state)
+    def save(self: Checkpoints, state: TrainState) -> None:
+        saved.append(state.step)
+        original(self, state)
 
     monkeypatch.setattr(Checkpoints, "save", save)
     Trial("gpt2").train(tmp_path, minutes=60)
@@ -227,9 +226,9 @@ def test_a_signal_in_the_last_checkpoint_stops_before_the_answers(
 ) -> None:
     original = Checkpoints.save
 
-    def save(self: Checkpoints, position: Position, *state: Any) -> None:
-        original(self, position, *state)
-        interrupts._state.requested = position.step == 6
+    def save(self: Checkpoints, state: TrainState) -> None:
+        original(self, state)
+        interrupts._state.requested = state.step == 6
 
     monkeypatch.setattr(Checkpoints, "save", save)
     monkeypatch.setattr(interrupts._state, "requested", False)

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from transformers import get_linear_schedule_with_warmup
 
 from tgsent.config import TrainingConfig
-from tgsent.errors import TrialError, UnavailableError
+from tgsent.errors import TrialError
 from tgsent.modeling import loading
-from tgsent.modeling.family import Batch
+from tgsent.modeling.batches import Batch
 from tgsent.modeling.loading import LoadedModel
 from tgsent.records import Encoded
-from tgsent.training import loop
+from tgsent.training import devices, loop
+from tgsent.training.recipe import resolve
 from tiny_models import FAMILIES, Silent, encode, examples, set_dropout, tiny_spec
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=300)
@@ -34,17 +35,14 @@ def train(
     collate: Callable[[Sequence[Encoded]], Batch] | None = None,
     progress: Silent | None = None,
 ) -> loop.Trained:
-    def plain(batch: Sequence[Encoded]) -> Batch:
-        return loaded.family.collate(batch, loaded.ids, training.loss, None)
-
+    recipe = resolve(training, loaded.family, loaded.model.num_parameters(), len(encoded))
     return loop.train(
         loaded.model,
         encoded,
-        collate or plain,
-        training,
-        learning_rate=learning_rate,
+        collate or loop.collator(loaded, recipe),
+        dataclasses.replace(recipe, learning_rate=learning_rate),
         seed=3,
-        accelerator=loop.make_accelerator(training),
+        accelerator=devices.make_accelerator(training),
         progress=progress or Silent(),
         title="a trial",
     )
@@ -116,14 +114,6 @@ def test_linear_schedule_is_that_of_transformers(warmup: int, total: int) -> Non
     assert [ours(step) for step in range(total + 2)] == pytest.approx(
         [factor(step) for step in range(total + 2)]
     )
-
-
-@pytest.mark.parametrize(
-    ("warmup", "total", "steps"),
-    [(0, 50, 0), (0.1, 50, 5), (0.25, 10, 2), (0.99, 10, 10), (1, 50, 1), (100.0, 50, 100)],
-)
-def test_warmup_steps(warmup: float, total: int, steps: int) -> None:
-    assert loop.warmup_steps(TrainingConfig(warmup_steps=warmup), total) == steps
 
 
 @pytest.mark.parametrize("model", FAMILIES)
@@ -306,63 +296,5 @@ def test_one_process_trains_in_one_precision_after_the_other() -> None:
 
 def test_make_accelerator_takes_what_the_config_says() -> None:
     for precision, mixed in (("fp32", "no"), ("bf16", "bf16"), ("fp32", "no")):
-        made = loop.make_accelerator(TrainingConfig(device="cpu", precision=precision))
+        made = devices.make_accelerator(TrainingConfig(device="cpu", precision=precision))
         assert (made.device.type, made.mixed_precision) == ("cpu", mixed)
-
-
-def has_devices(monkeypatch: pytest.MonkeyPatch, *, cuda: bool, mps: bool) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-
-
-@pytest.mark.parametrize(
-    ("cuda", "mps", "device", "resolved"),
-    [
-        (True, True, "auto", "cuda"),
-        (False, True, "auto", "mps"),
-        (False, False, "auto", "cpu"),
-        (True, True, "cpu", "cpu"),
-        (True, False, "cuda", "cuda"),
-        (False, True, "mps", "mps"),
-    ],
-)
-def test_resolve_device(
-    cuda: bool, mps: bool, device: str, resolved: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    has_devices(monkeypatch, cuda=cuda, mps=mps)
-    assert loop.resolve_device(device) == resolved
-
-
-@pytest.mark.parametrize("device", ["cuda", "mps"])
-def test_a_device_that_is_not_there(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    has_devices(monkeypatch, cuda=False, mps=False)
-    with pytest.raises(UnavailableError, match=f"there is no {device} device"):
-        loop.resolve_device(device)
-
-
-@pytest.mark.parametrize(
-    ("amx", "avx512", "resolved"),
-    [(False, False, "fp32"), (True, False, "bf16"), (False, True, "bf16"), (True, True, "bf16")],
-)
-def test_auto_precision_on_cpu_is_what_the_processor_has(
-    amx: bool, avx512: bool, resolved: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
-    assert loop.resolve_precision(TrainingConfig(), "cpu") == resolved
-    assert loop.resolve_precision(TrainingConfig(), "mps") == "fp32"
-    assert loop.resolve_precision(TrainingConfig(init="tiny"), "cpu") == "fp32"
-
-
-@pytest.mark.parametrize(
-    ("precision", "device"),
-    [("fp32", "cpu"), ("bf16", "cpu"), ("fp32", "cuda"), ("bf16", "cuda"), ("fp16", "cuda")],
-)
-def test_a_named_precision_is_taken(precision: Any, device: str) -> None:
-    assert loop.resolve_precision(TrainingConfig(precision=precision), device) == precision
-
-
-@pytest.mark.parametrize("device", ["cpu", "mps"])
-def test_fp16_needs_cuda(device: str) -> None:
-    with pytest.raises(UnavailableError, match=f"fp16 needs a cuda device.* on {device}"):
-        loop.resolve_precision(TrainingConfig(precision="fp16"), device)

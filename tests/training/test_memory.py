@@ -17,8 +17,8 @@ from tgsent.errors import ConfigError, TrialError
 from tgsent.experiment import trial
 from tgsent.files import show_size
 from tgsent.modeling import loading
-from tgsent.modeling.family import token_losses
-from tgsent.training import loop, memory, trainable
+from tgsent.modeling.batches import token_losses
+from tgsent.training import adapters, loop, memory
 from tiny_models import FAMILIES, Silent, encode, examples, tiny_model, tiny_spec
 
 GB = 10**9
@@ -39,7 +39,7 @@ def test_the_estimate_is_what_weights_gradients_and_optimizer_take(
 ) -> None:
     spec = tiny_spec(model, training=training)
     loaded = tiny_model(spec, examples(20))
-    trainable.prepare(loaded.model, spec.training)
+    adapters.prepare(loaded.model, spec.training)
     optimizer = loop.make_optimizer(loaded.model, 1e-3, 0.0)
     batch = loaded.family.collate(encode(loaded, spec, examples(4)), loaded.ids, "full", None)
     token_losses(loaded.model, batch).sum().backward()
@@ -50,9 +50,9 @@ def test_the_estimate_is_what_weights_gradients_and_optimizer_take(
     real = sum(t.nbytes for t in [*parameters, *gradients, *moments])
     plain, _ = described(model)
     least = memory.estimate(plain.model, spec.training)
-    adapters = sum(p.nbytes for n, p in loaded.model.named_parameters() if "lora_" in n)
-    assert least.trainable_parameters == trainable.count(loaded.model)
-    assert 0.95 * real - adapters <= least.bytes <= real
+    low_rank = sum(p.nbytes for n, p in loaded.model.named_parameters() if "lora_" in n)
+    assert least.trainable_parameters == adapters.count(loaded.model)
+    assert 0.95 * real - low_rank <= least.bytes <= real
 
 
 def test_estimating_leaves_the_model_as_it_is() -> None:
@@ -200,7 +200,7 @@ def test_failed_allocations_are_told_from_other_errors(error: Exception, is_one:
     assert loading.is_out_of_memory(error) is is_one
     with (
         pytest.raises(TrialError if is_one else type(error)),
-        memory.explained(tiny_spec(), "training"),
+        memory.allocation_errors(tiny_spec(), "training"),
     ):
         raise error
 
@@ -235,7 +235,10 @@ def test_a_real_failed_allocation_is_one() -> None:
 def test_the_advice_fits_what_was_being_done(
     phase: memory.Phase, training: dict[str, Any], advice: list[str]
 ) -> None:
-    with pytest.raises(TrialError) as caught, memory.explained(tiny_spec(training=training), phase):
+    with (
+        pytest.raises(TrialError) as caught,
+        memory.allocation_errors(tiny_spec(training=training), phase),
+    ):
         raise MemoryError
     first, *rest = str(caught.value).splitlines()
     assert first == f"out of memory in {phase}"

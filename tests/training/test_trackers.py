@@ -81,6 +81,6 @@ def test_what_trackers_print_is_no_result(capfd: pytest.CaptureFixture[str]) -> 
             sys.stdout.write("* bye\n")
 
     spec = tiny_spec(training={"report_to": ("wandb",)})
-    with trackers.told(spec, Talks()):  # type: ignore[arg-type]  # as far as it is used
+    with trackers.tracking(spec, Talks()):  # type: ignore[arg-type]  # as far as it is used
         pass
     assert capfd.readouterr() == ("", "* hello\n* bye\n")

@@ -6,7 +6,7 @@ from tgsent.backends.simplet5 import environment
 from tgsent.config import TrialSpec
 from tgsent.errors import ConfigError
 from tgsent.modeling import loading, tiny
-from tgsent.training import memory, trackers, trainable
+from tgsent.training import adapters, memory, trackers
 
 
 def check(spec: TrialSpec, *, here: bool = True) -> tuple[str, ...]:
@@ -36,7 +36,7 @@ def check(spec: TrialSpec, *, here: bool = True) -> tuple[str, ...]:
 
 def check_backend(spec: TrialSpec) -> None:
     """Find out whether what is to train the model is there, and can."""
-    trainable.check(spec.training)
+    adapters.check(spec.training)
     trackers.check(spec.training)
     if spec.training.backend != "simplet5":
         return

@@ -21,7 +21,7 @@ from tgsent.config import DataConfig, label_words_problem, shipped
 from tgsent.data.readers import Table, read_table, show_rows
 from tgsent.data.sentiment140 import find_sentiment140
 from tgsent.errors import DataError
-from tgsent.files import cache_folder, placing
+from tgsent.files import atomic_writer, cache_folder
 from tgsent.records import Example, Progress, SplitSummary
 
 _SENTIMENT140_LABELS = {"0": "negative", "4": "positive"}
@@ -233,5 +233,5 @@ def _kept(file: Path, config: DataConfig) -> Dataset | None:
 def _keep(entry: Path, dataset: Dataset) -> None:
     values = {**vars(dataset), "sample": [(e.text, e.label) for e in dataset.sample]}
     # a sample that cannot be kept only costs the next start some time
-    with contextlib.suppress(OSError), placing(entry, durable=False) as file:
+    with contextlib.suppress(OSError), atomic_writer(entry, durable=False) as file:
         file.write(gzip.compress(json.dumps(values).encode(), 1))

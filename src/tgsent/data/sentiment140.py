@@ -14,7 +14,7 @@ from typing import IO
 from filelock import FileLock, Timeout
 
 from tgsent.errors import ConfigError, UnavailableError
-from tgsent.files import cache_folder, placing
+from tgsent.files import atomic_writer, cache_folder
 from tgsent.progress import Quiet
 from tgsent.records import Progress
 
@@ -130,7 +130,7 @@ def _extract(archive: IO[bytes], file: Path, url: str) -> None:
         with (
             zipfile.ZipFile(archive) as members,
             members.open(FILE) as packed,
-            placing(file) as unpacked,
+            atomic_writer(file) as unpacked,
         ):
             shutil.copyfileobj(packed, unpacked, 1 << 20)
     except KeyError:

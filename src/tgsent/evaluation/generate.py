@@ -1,4 +1,4 @@
-"""Let a fine-tuned model answer: generate, parse, and keep the raw text."""
+"""Classify texts with a fine-tuned model: generate a label or score all labels."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from tgsent.config import TrialSpec
-from tgsent.modeling.family import Batch
+from tgsent.modeling.batches import Batch
 from tgsent.modeling.loading import LoadedModel
 from tgsent.modeling.prompts import PromptEncoder, parse, render_target
 from tgsent.records import Example, Prediction, Progress
-from tgsent.training import processes
+from tgsent.training import distributed
 
 Prompt = tuple[int, ...]
 
@@ -31,11 +31,11 @@ def classify(
     progress: Progress,
     prior: Sequence[float] | None = None,
 ) -> tuple[Prediction, ...]:
-    """Answer each example's text, in order.
+    """Classify each example's text; return the predictions in the same order.
 
-    Texts of about one length are answered together, the longest first; the answers do not depend
-    on that, nor on how many processes share them. `prior` corrects the probabilities of
-    `decoding: score`, as `corrected` says.
+    Texts of about one length share a batch, the longest first. The answers do not depend on that,
+    nor on how many processes share the work. With `decoding: score`, `prior` corrects the
+    probabilities, as in `corrected`.
     """
     prompts = encoder.encode_prompts([example.text for example in examples])
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
@@ -44,7 +44,7 @@ def classify(
     predictions: dict[int, Prediction] = {}
     loaded.model.eval()
     with progress.task(f"{spec.title}, evaluation", len(examples)) as task:
-        for start in range(0, len(order), size)[processes.rank() :: processes.count()]:
+        for start in range(0, len(order), size)[distributed.rank() :: distributed.world_size()]:
             indices = order[start : start + size]
             answers = answer(loaded, encoder, [prompts[i] for i in indices], spec)
             for index, (text, probabilities) in zip(indices, answers, strict=True):
@@ -55,17 +55,17 @@ def classify(
                     generated=text,
                     probabilities=probabilities,
                 )
-            task.advance(len(indices) * processes.count())
-    everything = {i: p for part in processes.gather(predictions) for i, p in part.items()}
-    return tuple(everything[i] for i in range(len(examples)))
+            task.advance(len(indices) * distributed.world_size())
+    gathered = {i: p for part in distributed.gather(predictions) for i, p in part.items()}
+    return tuple(gathered[i] for i in range(len(examples)))
 
 
 def _generate(
     loaded: LoadedModel, encoder: PromptEncoder, prompts: Sequence[Prompt], spec: TrialSpec
 ) -> Iterator[tuple[str, None]]:
-    """Generate until the end token, but no more tokens than the longest target has.
+    """Generate until the EOS token, but no more tokens than the longest target has.
 
-    Greedily, but for what the package SimpleT5 has trained: that is searched for as it does.
+    Decoding is greedy, except for models of the package SimpleT5, which use its beam search.
     """
     batch = _to_device(loaded.family.prompt_batch(prompts, loaded.ids), loaded)
     targets = list(encoder.targets.values())
@@ -87,7 +87,7 @@ def _search(spec: TrialSpec, targets: Sequence[Prompt]) -> dict[str, Any]:
     package = spec.training.simplet5
     return {
         "num_beams": package.num_beams,
-        "max_new_tokens": package.target_max_tokens - 1,  # which count the token to start with
+        "max_new_tokens": package.target_max_tokens - 1,  # the package counts the start token
         "repetition_penalty": package.repetition_penalty,
         "early_stopping": True,
     }
@@ -143,7 +143,7 @@ def _score(
     spec: TrialSpec,
     prior: Sequence[float] | None,
 ) -> Iterator[tuple[str, tuple[float, ...]]]:
-    """Choose the likeliest target; its likelihood is that of its tokens and the end token."""
+    """Choose the likeliest target; its likelihood is that of its tokens and the EOS token."""
     for row in corrected(_log_likelihoods(loaded, encoder, prompts, spec), prior).tolist():
         likeliest = spec.labels[row.index(max(row))]
         yield render_target(spec.prompt, likeliest), tuple(row)

@@ -23,7 +23,7 @@ from tgsent.records import Failure, Progress, Split
 from tgsent.report import model_card
 from tgsent.runs.manifest import DataSummary
 from tgsent.runs.metrics import TrialResult
-from tgsent.training import processes
+from tgsent.training import distributed
 
 
 def attempt(
@@ -63,7 +63,7 @@ def attempt(
     except DivergedError as error:
         return Failure(str(error).removeprefix(f"{spec.title}: "))
     except Exception as error:  # one trial's failure must not cost the others
-        if processes.count() > 1 and spec.is_in_our_loop:
+        if distributed.world_size() > 1 and spec.is_in_our_loop:
             raise
         if isinstance(error, TgsentError):
             details = error.details if isinstance(error, TrialError) else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from accelerate.utils import set_seed
@@ -15,7 +15,8 @@ from tgsent.modeling import loading, speedups
 from tgsent.modeling.prompts import choose_shots
 from tgsent.progress import Quiet
 from tgsent.records import Example, Split
-from tgsent.training import loop, memory, trainable
+from tgsent.training import adapters, devices, loop, memory
+from tgsent.training.recipe import resolve
 
 _MEASURED = 5
 """Batches that are measured, in training and in evaluation."""
@@ -44,13 +45,13 @@ def measure(spec: TrialSpec, split: Split) -> Cost:
     line with its padded tokens, so that batches of several lengths are measured, the longest among
     them, which needs the most memory. Raises TrialError where that is more than there is.
     """
-    accelerator = loop.make_accelerator(spec.training)
+    accelerator = devices.make_accelerator(spec.training)
     started = time.perf_counter()
     init = "tiny" if spec.training.init == "tiny" else "random"
     training = spec.training.model_copy(update={"init": init})
     spec = spec.model_copy(update={"training": training})
     set_seed(spec.seed)
-    with memory.explained(spec, "loading"):
+    with memory.allocation_errors(spec, "loading"):
         loaded = loading.load(spec, split.train)
     speedups.apply(loaded.model)
     shots = choose_shots(split.train, spec)
@@ -58,32 +59,30 @@ def measure(spec: TrialSpec, split: Split) -> Cost:
     examples = encoder.encode_examples([one for one in split.train if one not in shots])
     loading_seconds = time.perf_counter() - started
 
-    collate = loop.collator(loaded, training)
-    pad_to = loop.pad_to(training)
-    with memory.explained(spec, "training"):
-        merge = trainable.prepare(loaded.model, training)
-        model, optimizer = loop.prepare(
-            loaded.model, loop.make_optimizer(loaded.model, 1e-9, 0.0), accelerator
-        )
-        model.train()
+    parameters = loaded.model.num_parameters()
+    recipe = resolve(training, loaded.family, parameters, len(examples))
+    recipe = replace(recipe, learning_rate=1e-9, weight_decay=0.0)  # the weights stay as they are
+    collate = loop.collator(loaded, recipe)
+    with memory.allocation_errors(spec, "training"):
+        merge = adapters.prepare(loaded.model, training)
+        state = loop.prepare(loaded.model, recipe, accelerator)
+        state.model.train()
 
         def step(batch: Sequence[int]) -> float:
             begun = time.perf_counter()
-            loop.take_step(
-                model, optimizer, accelerator, [examples[i] for i in batch], collate, training, 1e-9
-            )
+            loop.take_step(state, [examples[i] for i in batch], collate, recipe, 1e-9)
             return time.perf_counter() - begun
 
         batches = loop.epoch_batches(
             [len(example) for example in examples],
-            training.batch_size,
+            recipe.batch_size,
             spec.seed,
-            grouped=pad_to is None,
+            grouped=recipe.pad_to is None,
         )
-        tokens = [_padded([len(examples[i]) for i in batch], pad_to) for batch in batches]
-        training_seconds = training.epochs * _extrapolated(tokens, lambda k: step(batches[k]))
+        tokens = [_padded([len(examples[i]) for i in batch], recipe.pad_to) for batch in batches]
+        training_seconds = recipe.epochs * _extrapolated(tokens, lambda k: step(batches[k]))
         merge()
-    with memory.explained(spec, "evaluation"):
+    with memory.allocation_errors(spec, "evaluation"):
         size = spec.evaluation.batch_size
         texts = sorted(split.tested, key=lambda example: len(example.text), reverse=True)
         parts = [texts[start : start + size] for start in range(0, len(texts), size)]

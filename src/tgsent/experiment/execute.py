@@ -26,7 +26,7 @@ from tgsent.runs.folder import RunFolder
 from tgsent.runs.manifest import DataSummary, Manifest, Retry, SweepReport
 from tgsent.runs.metrics import TrialMetrics, TrialResult
 from tgsent.terminal import without_secrets
-from tgsent.training import interrupts, processes
+from tgsent.training import distributed, interrupts
 
 _PATIENCE = 60.0
 """Seconds to wait for another process that is beginning or ending in the same folder."""
@@ -172,7 +172,7 @@ def follow(config: RunConfig, progress: Progress) -> None:
     from tgsent.experiment.attempt import attempt
 
     nothing: tuple[TrialSpec, Split] | None = None
-    while (work := processes.share(nothing)) is not None:
+    while (work := distributed.broadcast(nothing)) is not None:
         spec, split = work
         attempt(
             spec,
@@ -225,7 +225,7 @@ def _attempt(
     folder.tidy(spec, finished=False)
     together = spec.is_in_our_loop
     with folder.model_folder(spec) as save_to:
-        with processes.at_work((spec, split)) if together else contextlib.nullcontext():
+        with distributed.working_on((spec, split)) if together else contextlib.nullcontext():
             outcome = attempt(
                 spec,
                 split,

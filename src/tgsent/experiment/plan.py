@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,9 +19,11 @@ from tgsent.experiment import cost, variants
 from tgsent.experiment.cost import Cost
 from tgsent.files import show_size
 from tgsent.modeling import legibility, loading
+from tgsent.modeling.family import family_of
 from tgsent.modeling.prompts import choose_shots
 from tgsent.records import Split
-from tgsent.training import loop, memory, rates
+from tgsent.training import memory
+from tgsent.training.recipe import resolve
 
 
 @dataclass(frozen=True)
@@ -121,29 +122,28 @@ def plan_model(spec: TrialSpec, split: Split) -> ModelPlan:
     evaluation (Kaplan et al. 2020, without the attention term, which is small for short texts).
     The encoder of a seq2seq model reads the prompt, its decoder the completion.
     """
-    device = loop.resolve_device(spec.training.device)
     notes = checks.check(spec)
     loaded = loading.describe(spec, split.train)
     encoder = loading.prompt_encoder(loaded, spec, choose_shots(split.train, spec))
     train = encoder.encode_examples(split.train)
+    parameters = loaded.model.num_parameters()
+    recipe = resolve(spec.training, loaded.family, parameters, len(train))
     truncated = encoder.truncated
     test = encoder.encode_prompts([example.text for example in split.test])
     prompt_tokens = sum(len(e.prompt) for e in train)
     target_tokens = sum(len(e.target) for e in train)
-    if loop.padding(spec.training) == "max_tokens":
-        prompt_tokens = len(train) * spec.training.max_tokens
+    if recipe.pad_to is not None:
+        prompt_tokens = len(train) * recipe.pad_to
         if spec.training.backend == "simplet5":
             target_tokens = len(train) * spec.training.simplet5.target_max_tokens
-        elif not loaded.model.config.is_encoder_decoder:
+        elif not loaded.family.is_seq2seq:
             prompt_tokens -= target_tokens
     test_tokens = sum(map(len, test))
     answer_tokens = len(test) * max(map(len, encoder.targets.values()))
     reading, writing = matrix_parameters(loaded.model)
     least = memory.estimate(loaded.model, spec.training)
-    epochs, parameters = spec.training.epochs, loaded.model.num_parameters()
-    steps = math.ceil(len(train) / spec.training.batch_size) * epochs
     prompt, target = loaded.decode(train[0].prompt), loaded.decode(train[0].target)
-    if loaded.model.config.is_encoder_decoder:
+    if loaded.family.is_seq2seq:
         prompt += " ->"
         target = f" {target}"
     texts = [example.text for example in split.train]
@@ -157,18 +157,18 @@ def plan_model(spec: TrialSpec, split: Split) -> ModelPlan:
         unknown_token=seen.unknown_token,
         warnings=legibility.measure(loaded, encoder, texts).warnings,
         notes=notes,
-        optimizer_steps=steps,
-        learning_rate=rates.learning_rate(spec.training, loaded.family, parameters),
-        warmup_steps=loop.warmup_steps(spec.training, steps),
-        max_grad_norm=loop.max_grad_norm(spec.training),
-        padding=loop.padding(spec.training),
-        precision=loop.resolve_precision(spec.training, device),
+        optimizer_steps=recipe.total_steps,
+        learning_rate=recipe.learning_rate,
+        warmup_steps=recipe.warmup_steps,
+        max_grad_norm=recipe.max_grad_norm,
+        padding=recipe.padding,
+        precision=recipe.precision,
         parameters=parameters,
         trainable_parameters=least.trainable_parameters,
         memory_bytes=least.bytes,
-        training_tokens=epochs * (prompt_tokens + target_tokens),
+        training_tokens=recipe.epochs * (prompt_tokens + target_tokens),
         truncated=truncated,
-        training_flop=6.0 * epochs * (reading * prompt_tokens + writing * target_tokens),
+        training_flop=6.0 * recipe.epochs * (reading * prompt_tokens + writing * target_tokens),
         evaluation_flop=2.0 * (reading * test_tokens + writing * answer_tokens),
         cost=cost.measure(spec, split) if spec.training.backend == "native" else None,
     )
@@ -187,7 +187,7 @@ def matrix_parameters(model: PreTrainedModel) -> tuple[int, int]:
         )
 
     head = model.get_output_embeddings().weight.numel()
-    if model.config.is_encoder_decoder:
+    if family_of(model.config).is_seq2seq:
         return matrices(model.get_encoder()), matrices(model.get_decoder()) + head
     return matrices(model.base_model) + head, matrices(model.base_model) + head
 

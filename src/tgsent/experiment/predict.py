@@ -17,7 +17,8 @@ from tgsent.modeling.loading import LoadedModel
 from tgsent.modeling.prompts import PromptEncoder
 from tgsent.records import Example, Prediction, Progress
 from tgsent.runs.stored import StoredRun
-from tgsent.training import loop, memory
+from tgsent.training import memory
+from tgsent.training.recipe import resolve_device
 
 _BATCHES_AT_ONCE = 32
 """So many batches are sorted by length together; memory is bounded by their texts."""
@@ -44,7 +45,7 @@ class Classifier:
             progress.line(f"{done:,} texts classified")
 
     def _answer(self, window: Sequence[Example], progress: Progress) -> Iterator[Prediction]:
-        with memory.explained(self.spec, "evaluation"):
+        with memory.allocation_errors(self.spec, "evaluation"):
             answers = classify(self.loaded, self.encoder, window, self.spec, progress, self.prior)
             if self.spec.evaluation.decoding == "score":
                 yield from answers
@@ -80,7 +81,7 @@ def load(run: StoredRun, model: str | None, trial: int | None) -> Classifier:
         training = training.model_copy(update={"max_tokens": sys.maxsize})
     spec = spec.model_copy(update={"model": str(folder), "trial": number, "training": training})
     loaded = loading.load(spec, ())
-    loaded.model.to(loop.resolve_device("auto"))  # type: ignore[arg-type]  # a device's name
+    loaded.model.to(resolve_device("auto"))  # type: ignore[arg-type]  # a device's name
     speedups.apply(loaded.model)
     metrics = run.trials[name][number]
     shots = tuple(Example(text, label) for text, label in metrics.shots)

@@ -26,8 +26,9 @@ from tgsent.records import Outcome, Progress, Split
 from tgsent.runs import signature
 from tgsent.runs.metrics import TrialMetrics, TrialResult
 from tgsent.terminal import without_secrets
-from tgsent.training import loop, memory, processes, rates, trackers, trainable
+from tgsent.training import adapters, devices, distributed, loop, memory, trackers
 from tgsent.training.checkpoint import Checkpoints
+from tgsent.training.recipe import resolve
 
 
 def run_trial(
@@ -50,8 +51,8 @@ def run_trial(
     elif spec.training.backend == "simplet5":
         outcome = _through_simplet5(spec, split, progress, save_to)
     else:
-        accelerator = loop.make_accelerator(spec.training, track_in)
-        with trackers.told(spec, accelerator):
+        accelerator = devices.make_accelerator(spec.training, track_in)
+        with trackers.tracking(spec, accelerator):
             outcome = _through_our_loop(spec, split, progress, save_to, checkpoints_in, accelerator)
             scores = metrics.score(outcome.predictions[: len(split.test)], spec.labels)
             accelerator.log(
@@ -84,21 +85,20 @@ def _through_our_loop(
     examples = encoder.encode_examples(left)
     training = spec.training
     set_seed(spec.seed)  # loading has drawn random numbers, for some models more than for others
-    learning_rate = rates.learning_rate(training, loaded.family, loaded.model.num_parameters())
-    with memory.explained(spec, "training"):
-        merge = trainable.prepare(loaded.model, training)
-        trainable_parameters = trainable.count(loaded.model)
+    recipe = resolve(training, loaded.family, loaded.model.num_parameters(), len(examples))
+    with memory.allocation_errors(spec, "training"):
+        merge = adapters.prepare(loaded.model, training)
+        trainable_parameters = adapters.count(loaded.model)
         trained = loop.train(
             loaded.model,
             examples,
-            loop.collator(loaded, training),
-            training,
-            learning_rate=learning_rate,
+            loop.collator(loaded, recipe),
+            recipe,
             seed=spec.seed,
             accelerator=accelerator,
             progress=progress,
             title=spec.title,
-            checkpoints=_checkpoints(spec, split, checkpoints_in),
+            checkpoints=_checkpoints(spec, split, loaded.commit, checkpoints_in),
         )
         merge()  # the model that is scored is the one that is saved
     # and it answers in fp32, as it does wherever it is loaded: in bf16 the answers would depend on
@@ -106,7 +106,7 @@ def _through_our_loop(
     answering = accelerator.unwrap_model(loaded.model, keep_fp32_wrapper=False)
     answerer = replace(loaded, model=answering)
     started = time.perf_counter()
-    with memory.explained(spec, "evaluation"):
+    with memory.allocation_errors(spec, "evaluation"):
         prior = label_prior(answerer, encoder, spec)
         predictions = classify(answerer, encoder, split.tested, spec, progress, prior)
     eval_seconds = time.perf_counter() - started
@@ -119,7 +119,10 @@ def _through_our_loop(
         predictions=predictions,
         log=trained.log,
         steps=trained.steps,
-        learning_rate=learning_rate,
+        learning_rate=recipe.learning_rate,
+        warmup_steps=recipe.warmup_steps,
+        max_grad_norm=recipe.max_grad_norm,
+        padding=recipe.padding,
         train_seconds=trained.seconds,
         eval_seconds=eval_seconds,
         truncated=encoder.truncated,
@@ -128,11 +131,12 @@ def _through_our_loop(
         parameters=loaded.model.num_parameters(),
         trainable_parameters=trainable_parameters,
         device=accelerator.device.type,
-        precision=loop.resolve_precision(training, accelerator.device.type),
+        precision=recipe.precision,
         example=(loaded.decode(examples[0].prompt), loaded.decode(examples[0].target)),
         shots=shots,
         warnings=_illegible(loaded, encoder, split),
         label_prior=prior,
+        commit=loaded.commit,
     )
 
 
@@ -142,14 +146,15 @@ def _illegible(loaded: LoadedModel, encoder: PromptEncoder, split: Split) -> tup
     return legibility.measure(loaded, encoder, texts).warnings
 
 
-def _checkpoints(spec: TrialSpec, split: Split, folder: Path | None) -> Checkpoints | None:
+def _checkpoints(
+    spec: TrialSpec, split: Split, commit: str | None, folder: Path | None
+) -> Checkpoints | None:
     if folder is None or spec.checkpoint_minutes is None:
         return None
-    snapshot = hub.fetch_for(spec)
     identity = {
         "fingerprint": spec.fingerprint,
         "split_sha256": split.sha256,
-        "commit": (snapshot.commit if snapshot else None) or "",
+        "commit": commit or "",
     }
     return Checkpoints(folder, identity, spec.checkpoint_minutes * 60)
 
@@ -170,12 +175,15 @@ def _through_simplet5(
         outcome = package.train_and_answer(spec, split, start, folder, progress, save_to)
     described = loading.describe(spec, split.train)  # the package uses the same tokenizer
     warnings = _illegible(described, loading.prompt_encoder(described, spec), split)
-    return replace(outcome, warnings=warnings)
+    return replace(outcome, warnings=warnings, commit=described.commit)
 
 
 def _load(spec: TrialSpec, split: Split, progress: Progress) -> LoadedModel:
     set_seed(spec.seed)
-    with progress.task(f"{spec.title}, loading", 1) as task, memory.explained(spec, "loading"):
+    with (
+        progress.task(f"{spec.title}, loading", 1) as task,
+        memory.allocation_errors(spec, "loading"),
+    ):
         loaded = loading.load(spec, split.train)
         task.advance(1)
     return loaded
@@ -186,14 +194,12 @@ def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> TrialMetrics:
     n_train, n_test = len(split.train), len(split.test)
     passes = 1 if spec.is_baseline else spec.training.epochs
     scores = metrics.score(outcome.predictions[:n_test], spec.labels)
-    snapshot = hub.fetch_for(spec)
-    commit = snapshot.commit if snapshot else None
     doubts = [] if spec.model == "majority" else metrics.doubts(scores)
     is_trained = not spec.is_baseline
     return TrialMetrics(
         **vars(scores),
         model=spec.name,
-        commit=commit,
+        commit=outcome.commit,
         weights_sha256=spec.weights or None,
         trial=spec.trial,
         seed=spec.seed,
@@ -210,9 +216,9 @@ def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> TrialMetrics:
         n_train=n_train,
         steps=outcome.steps,
         learning_rate=outcome.learning_rate,
-        warmup_steps=loop.warmup_steps(spec.training, outcome.steps) if is_trained else None,
-        max_grad_norm=loop.max_grad_norm(spec.training) if is_trained else None,
-        padding=loop.padding(spec.training) if is_trained else None,
+        warmup_steps=outcome.warmup_steps if is_trained else None,
+        max_grad_norm=outcome.max_grad_norm if is_trained else None,
+        padding=outcome.padding if is_trained else None,
         train_seconds=outcome.train_seconds,
         train_examples_per_second=_rate(n_train * passes, outcome.train_seconds),
         eval_seconds=outcome.eval_seconds,
@@ -222,12 +228,12 @@ def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> TrialMetrics:
         trainable_parameters=outcome.trainable_parameters,
         device=outcome.device,
         precision=outcome.precision,
-        processes=processes.count() if spec.is_in_our_loop else 1,
+        processes=distributed.world_size() if spec.is_in_our_loop else 1,
         backend=spec.training.backend,
         backend_versions=outcome.versions,
         split_sha256=split.sha256,
         fingerprint=spec.fingerprint,
-        signature=signature.of_trial(spec, split, commit, outcome.precision),
+        signature=signature.of_trial(spec, split, outcome.commit, outcome.precision),
         example=_without_secrets(outcome.example),
         shots=tuple((shot.text, shot.label) for shot in outcome.shots),
         formulas_escaped=spec.escape_formulas,

@@ -1,53 +1,58 @@
-"""Causal language models (GPT-2, GPT-Neo and their kin): prompt and label are one text."""
+"""Causal language models (GPT-2, GPT-Neo and their kin): prompt and target are one text."""
 
 from __future__ import annotations
 
 import copy
 import inspect
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from tgsent.modeling.family import (
+from tgsent.modeling.batches import (
     IGNORE,
     Batch,
     Counted,
     SpecialIds,
     cache_argument,
+    log_likelihood,
     pad,
-    sum_of_chosen,
 )
 from tgsent.records import Encoded
 
+is_seq2seq: bool = False
+auto_class: Any = AutoModelForCausalLM
+padding_side: Literal["left", "right"] = "left"
+
 
 def collate(
-    examples: Sequence[Encoded], ids: SpecialIds, loss: Counted, pad_to: int | None
+    examples: Sequence[Encoded], ids: SpecialIds, counted: Counted, pad_to: int | None
 ) -> Batch:
     """Pad on the right; the label of a position is the token that follows it."""
     texts = [(*e.prompt, *e.target) for e in examples]
-    input_ids = pad(texts, ids.pad, pad_to)
-    if loss == "padded":
+    input_ids = pad(texts, ids.pad, pad_to)  # (B, T)
+    attention_mask = pad([[1] * len(text) for text in texts], 0, pad_to)  # (B, T)
+    if counted == "padded":
         labels = input_ids.roll(-1, dims=1)
         labels[:, -1] = IGNORE
     else:
-        labels = pad([_next_tokens(e, loss) for e in examples], IGNORE, input_ids.shape[1])
-    attention_mask = pad([[1] * len(text) for text in texts], 0, pad_to)
-    # only columns that hold a label somewhere go through the output head, the dearest layer
-    counted = (labels != IGNORE).any(dim=0).nonzero().flatten()
+        labels = pad([_next_tokens(e, counted) for e in examples], IGNORE, input_ids.shape[1])
+    # only columns that hold a label somewhere go through the output head, the costliest layer
+    columns = (labels != IGNORE).any(dim=0).nonzero().flatten()
     return {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
-        "logits_to_keep": counted,
-        "labels": labels[:, counted],
+        "logits_to_keep": columns,
+        "labels": labels[:, columns],  # (B, columns)
     }
 
 
-def _next_tokens(example: Encoded, loss: Counted) -> list[int]:
+def _next_tokens(example: Encoded, counted: Counted) -> list[int]:
     before = len(example.prompt) - 1
-    prompt = list(example.prompt[1:]) if loss == "full" else [IGNORE] * before
+    prompt = list(example.prompt[1:]) if counted == "full" else [IGNORE] * before
     return [*prompt, *example.target, IGNORE]
 
 
@@ -65,26 +70,26 @@ def prompt_batch(prompts: Sequence[tuple[int, ...]], ids: SpecialIds) -> Batch:
 def log_likelihoods(
     model: PreTrainedModel, batch: Batch, targets: Sequence[tuple[int, ...]], ids: SpecialIds
 ) -> Tensor:
-    """Read the prompts once; let each target follow them in the cache."""
+    """Read the prompts once, and score each target as their continuation in the KV cache."""
     del ids
     mask = batch["attention_mask"]  # (B, T)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-    read = _read(model, batch["input_ids"], mask, positions, cache, keep=1)  # (B, 1, vocabulary)
+    first = _read(model, batch["input_ids"], mask, positions, cache, keep=1)  # (B, 1, vocabulary)
     columns = []
     for target in targets:
-        tokens = torch.tensor(target, device=mask.device)
-        follow = tokens[:-1].expand(len(mask), -1)
-        logits = read
+        tokens = torch.tensor(target, device=mask.device)  # (target,)
+        logits = first
         if len(target) > 1:
-            following = _follow(model, follow, mask, positions[:, -1:], cache)
-            logits = torch.cat([logits, following], dim=1)
-        columns.append(sum_of_chosen(logits, tokens))
+            next_ids = tokens[:-1].expand(len(mask), -1)  # (B, target - 1)
+            more = _continue(model, next_ids, mask, positions[:, -1:], cache)
+            logits = torch.cat([first, more], dim=1)  # (B, target, vocabulary)
+        columns.append(log_likelihood(logits, tokens))
     return torch.stack(columns, dim=1)
 
 
-def _follow(
-    model: PreTrainedModel, follow: Tensor, mask: Tensor, last: Tensor, cache: DynamicCache
+def _continue(
+    model: PreTrainedModel, ids: Tensor, mask: Tensor, last: Tensor, cache: DynamicCache
 ) -> Tensor:
     """Read tokens (B, T) after the prompts in the cache, and leave the cache as it was.
 
@@ -92,20 +97,20 @@ def _follow(
     cropped: they are copied, and the tokens are read one at a time, as Mamba requires. `last`
     (B, 1) is the position of each prompt's last token. Return the logits (B, T, vocabulary).
     """
-    mask = torch.cat([mask, torch.ones_like(follow)], dim=1)
-    positions = last + torch.arange(1, follow.shape[1] + 1, device=mask.device)
+    mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
+    positions = last + torch.arange(1, ids.shape[1] + 1, device=mask.device)
     if all(type(layer) is DynamicLayer for layer in cache.layers):
-        logits = _read(model, follow, mask, positions, cache)
-        cache.crop(-follow.shape[1])
+        logits = _read(model, ids, mask, positions, cache)
+        cache.crop(-ids.shape[1])
         return logits
-    cache, read = copy.deepcopy(cache), []
+    cache, parts = copy.deepcopy(cache), []
     # without attention layers, the mask covers the new token alone
     attends = any(isinstance(layer, DynamicLayer) for layer in cache.layers)
-    for k in range(follow.shape[1]):
+    for k in range(ids.shape[1]):
         column = slice(k, k + 1)
-        seen = mask[:, : mask.shape[1] - follow.shape[1] + k + 1] if attends else mask[:, -1:]
-        read.append(_read(model, follow[:, column], seen, positions[:, column], cache))
-    return torch.cat(read, dim=1)
+        seen = mask[:, : mask.shape[1] - ids.shape[1] + k + 1] if attends else mask[:, -1:]
+        parts.append(_read(model, ids[:, column], seen, positions[:, column], cache))
+    return torch.cat(parts, dim=1)
 
 
 def _read(
@@ -132,5 +137,5 @@ def _read(
 
 
 def new_tokens(generated: Tensor, batch: Batch) -> Tensor:
-    """Cut the prompt off."""
+    """Remove the prompt, with which the output begins."""
     return generated[:, batch["input_ids"].shape[1] :]

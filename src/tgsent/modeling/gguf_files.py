@@ -62,22 +62,19 @@ def _read(name: str, file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     import torch
     import transformers
 
+    from tgsent.modeling.family import family_of
+
     # older versions of the library know no other weights
     config_class = getattr(transformers, "GgufConfig", None)
     # a caller may have made the meta device the default
-    with torch.device("cpu"), _worded(name), _alone(file) as source:
+    with torch.device("cpu"), _gguf_errors(name), _folder_with_only(file) as source:
         config = transformers.AutoConfig.from_pretrained(
             source, gguf_file=file.name, trust_remote_code=False
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             source, gguf_file=file.name, trust_remote_code=False
         )
-        auto: Any = (
-            transformers.AutoModelForSeq2SeqLM
-            if config.is_encoder_decoder
-            else transformers.AutoModelForCausalLM
-        )
-        loaded, found = auto.from_pretrained(
+        loaded, report = family_of(config).auto_class.from_pretrained(
             source,
             gguf_file=file.name,
             dtype=torch.float32,
@@ -86,7 +83,7 @@ def _read(name: str, file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
             output_loading_info=True,
             quantization_config=config_class(dequantize=True) if config_class else None,
         )
-    if wrong := misfits(found):
+    if wrong := misfits(report):
         raise UnavailableError(
             f"{name}: the weights in this GGUF file are not those of its architecture: {wrong};"
             " put a good copy there"
@@ -102,19 +99,19 @@ def _read(name: str, file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     return model, tokenizer
 
 
-def misfits(found: Mapping[str, Any]) -> str:
+def misfits(report: Mapping[str, Any]) -> str:
     """Return what the library's loading report names as missing or misshapen; empty if nothing.
 
     The library itself only warns, and leaves random weights in their place.
     """
-    wrong = [f"{key} is missing" for key in sorted(found["missing_keys"])]
-    wrong += [f"{key[0]} has another shape" for key in sorted(found["mismatched_keys"])]
+    wrong = [f"{key} is missing" for key in sorted(report["missing_keys"])]
+    wrong += [f"{key[0]} has another shape" for key in sorted(report["mismatched_keys"])]
     more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
     return f"{wrong[0]}{more}" if wrong else ""
 
 
 @contextlib.contextmanager
-def _alone(file: Path) -> Iterator[Path]:
+def _folder_with_only(file: Path) -> Iterator[Path]:
     """Yield a folder that holds only the file.
 
     The library would also read other files beside it, which may belong to another model.
@@ -125,7 +122,7 @@ def _alone(file: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _worded(name: str) -> Iterator[None]:
+def _gguf_errors(name: str) -> Iterator[None]:
     """Raise UnavailableError for whatever the libraries raise for a file they cannot read."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""Models by name: folders, and repositories of the Hugging Face Hub and its cache."""
+"""Model names to files: folders, and repositories of the Hugging Face Hub and its cache."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import queue
 import re
 import threading
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,20 +52,37 @@ class Snapshot:
     """The commit on the Hub; None for a folder or a file that the user named."""
 
 
+@dataclass
+class _Session:
+    """What this process has learned from the Hub.
+
+    Process-wide, so that all trials of a run start from the same commit, and a Hub that is down is
+    waited for only once.
+    """
+
+    snapshots: dict[tuple[str, bool], Snapshot] = field(default_factory=dict)
+    """By model, and whether its weights are wanted."""
+    down: str = ""
+    """Why the Hub could not be reached; empty if it could."""
+
+
+_session = _Session()
+
+
 def fetch_for(spec: TrialSpec, progress: Progress | None = None) -> Snapshot | None:
-    """Give the files that a trial starts from, as `fetch` does; None where it needs none."""
+    """Return the files that a trial starts from, as `fetch` does; None where it needs none."""
     if spec.training.init == "tiny" or spec.is_baseline:
         return None
     return fetch(spec.model, weights=spec.training.init == "pretrained", progress=progress)
 
 
 def fetch(model: str, *, weights: bool, progress: Progress | None = None) -> Snapshot:
-    """Give the files of a model: configuration, tokenizer and, if wanted, weights.
+    """Return the files of a model: configuration, tokenizer and, if wanted, weights.
 
-    `model` is a folder, a GGUF file, an alias or a Hub id, the latter two with `@revision` if need
-    be. What the Hub holds is downloaded once; without the Hub the cache serves. One process asks
-    once. Raises UnavailableError with the ways out where the files cannot be had or may not be
-    loaded.
+    `model` is a folder, a GGUF file, an alias or a Hub id, the latter two optionally with
+    `@revision`. Files of the Hub are downloaded once, and taken from the cache where the Hub cannot
+    be reached; a process asks the Hub once for each model. Raises UnavailableError with the ways
+    out where the files are not available or may not be loaded.
     """
     if (file := _named_gguf(model)) is not None:
         _check_gguf(model, file)
@@ -73,11 +90,12 @@ def fetch(model: str, *, weights: bool, progress: Progress | None = None) -> Sna
     if (folder := _named_folder(model)) is not None:
         _check_folder(model, folder, weights)
         return Snapshot(folder, None)
-    if (model, True) in _fetched:  # has all that is wanted without weights, too
-        return _fetched[model, True]
-    if (model, weights) not in _fetched:
-        _fetched[model, weights] = _from_hub(model, weights, progress)
-    return _fetched[model, weights]
+    snapshots = _session.snapshots
+    if (model, True) in snapshots:  # has all that is wanted without weights, too
+        return snapshots[model, True]
+    if (model, weights) not in snapshots:
+        snapshots[model, weights] = _from_hub(model, weights, progress)
+    return snapshots[model, weights]
 
 
 def local_files(model: str) -> list[Path]:
@@ -96,11 +114,6 @@ def local_files(model: str) -> list[Path]:
     names = sorted(path.name for path in folder.iterdir())
     weights = weight_files(names)
     return [folder / name for name in (*weights, *_small_files(names))] if weights else []
-
-
-_fetched: dict[tuple[str, bool], Snapshot] = {}
-_hub_is_down: list[str] = []
-"""Why the Hub could not be reached when it was last asked: not asked again by this process."""
 
 
 def _named_gguf(model: str) -> Path | None:
@@ -181,7 +194,7 @@ def _from_hub(model: str, weights: bool, progress: Progress | None) -> Snapshot:
 
 
 class _HubIsDownError(Exception):
-    """The Hub gives no answer, or none that means anything."""
+    """The Hub does not answer, or answers with an error of its own."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +206,7 @@ class _Repository:
     revision: str | None
 
     def unavailable(self, reason: str, way_out: str = "") -> UnavailableError:
-        """Word an error: the model, the reason, the ways out."""
+        """Return an error that names the model, the reason and the ways out."""
         if not way_out:
             way_out = "set HF_ENDPOINT to a hub that can be reached"
             if constants.is_offline_mode():
@@ -207,13 +220,13 @@ class _Repository:
             reason += f"; as a short name it is unknown: {guess}"
         named = "" if self.repo_id == self.model else f" ({self.repo_id})"
         return UnavailableError(
-            f"the model {self.model}{named} cannot be had: {reason}\n"
+            f"the model {self.model}{named} is not available: {reason}\n"
             f"{way_out}, or name a folder that holds the model with --model FOLDER,\n"
             "or try `tgsent run -c smoke`, which needs neither hub nor download"
         )
 
     def cached(self, weights: bool) -> Snapshot | None:
-        """Give the snapshot of an earlier download, if it is whole."""
+        """Return the snapshot of an earlier download, if it is complete."""
         with self.errors():
             config = try_to_load_from_cache(self.repo_id, "config.json", revision=self.revision)
         if not isinstance(config, str):
@@ -225,9 +238,9 @@ class _Repository:
         return Snapshot(folder, folder.name) if len(names) > 1 else None
 
     def ask(self, patience: float) -> ModelInfo:
-        """Ask the Hub for the commit and its files; raises _HubIsDownError without an answer."""
-        if _hub_is_down:
-            raise _HubIsDownError(_hub_is_down[-1])
+        """Ask the Hub for the commit and its files; raise _HubIsDownError without an answer."""
+        if _session.down:
+            raise _HubIsDownError(_session.down)
         with self.errors():
             try:
                 return _within(
@@ -245,11 +258,11 @@ class _Repository:
                 down = "HF_HUB_OFFLINE is set"
             except (HTTPError, TimeoutError) as error:
                 down = f"{constants.ENDPOINT} cannot be reached ({_one_line(error)})"
-            _hub_is_down.append(down)
+            _session.down = down
             raise _HubIsDownError(down)
 
     def download(self, info: ModelInfo, weights: bool, progress: Progress | None) -> Snapshot:
-        """Download what is not in the cache yet, check it, and give the folder."""
+        """Download and check what is not in the cache yet; return the snapshot."""
         files = {file.rfilename: file for file in info.siblings or ()}
         wanted = _small_files(files)
         if weights:
@@ -260,7 +273,7 @@ class _Repository:
             raise UnavailableError(
                 f"{self.model}: {self.repo_id} holds no config.json, so it is no transformers model"
             )
-        wanted.sort(key="config.json".__eq__)  # comes last, so that where it is all else is
+        wanted.sort(key="config.json".__eq__)  # last, so that where it is, all others are
         missing = [
             name
             for name in wanted
@@ -268,7 +281,7 @@ class _Repository:
         ]
         total = sum(files[name].size or 0 for name in missing)
         with _shown(progress, self.repo_id, total) as count:
-            # asking for the configuration in any case has the library note the revision's commit
+            # asked for in any case, so that the library notes the revision's commit
             names = dict.fromkeys((*missing, "config.json"))
             paths = {name: self._download(name, count) for name in names}
         folder = paths["config.json"].parent
@@ -285,7 +298,7 @@ class _Repository:
 
     def _download(self, name: str, count: Callable[[int], None]) -> Path:
         class Bar(tqdm):  # type: ignore[type-arg]  # no subscript when it runs
-            """Takes what the library reports to its bars; draws nothing itself."""
+            """Counts what the library reports to its bars, and draws nothing."""
 
             def __init__(self, *args: Any, **kwargs: Any) -> None:
                 super().__init__(*args, **{**kwargs, "disable": True})
@@ -294,14 +307,14 @@ class _Repository:
                 count(int(n or 0))
 
             def update_transfer(self, n: float) -> None:
-                """Ignore what came over the wire: what is written counts."""
+                """Ignore the bytes received: those written are counted."""
 
         with self.errors():
             return Path(hf_hub_download(self.repo_id, name, revision=self.revision, tqdm_class=Bar))
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
-        """Turn what the Hub answers, or fails to answer, into an error with a way out."""
+        """Raise UnavailableError, with a way out, for errors of the Hub in the context."""
         page = f"{constants.ENDPOINT}/{self.repo_id}"
         try:
             yield
@@ -328,7 +341,7 @@ class _Repository:
 
 
 def weight_files(names: Collection[str]) -> list[str]:
-    """Pick the safetensors weights, with their index where they are in several files."""
+    """Return the safetensors weights, with their index where they are in several files."""
     if "model.safetensors" in names:
         return ["model.safetensors"]
     shards = sorted(n for n in names if re.fullmatch(r"model-\d+-of-\d+\.safetensors", n))
@@ -336,7 +349,7 @@ def weight_files(names: Collection[str]) -> list[str]:
 
 
 def _missing_weights(folder: Path, names: Collection[str]) -> list[str]:
-    """Name the files that the index speaks of and the folder lacks."""
+    """Return the files that the index names and the folder lacks."""
     if weight_files(names)[:1] != [_INDEX]:
         return []
     index = json.loads((folder / _INDEX).read_bytes())
@@ -344,7 +357,7 @@ def _missing_weights(folder: Path, names: Collection[str]) -> list[str]:
 
 
 def _small_files(names: Collection[str]) -> list[str]:
-    """Pick configuration, tokenizer and chat template: small files at the top of the repository."""
+    """Return configuration, tokenizer and chat template: small files of the top folder."""
     return [n for n in names if re.fullmatch(r"[^/]+\.(json|txt|model|jinja)", n) and n != _INDEX]
 
 
@@ -384,7 +397,7 @@ def _forget(path: Path) -> None:
 
 @contextlib.contextmanager
 def _shown(progress: Progress | None, repo_id: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a download in megabytes; the context gives the function that counts bytes."""
+    """Show a download in megabytes; yield the function that counts bytes."""
     if progress is None or not total:
         yield lambda _: None
         return
@@ -401,10 +414,9 @@ def _shown(progress: Progress | None, repo_id: str, total: int) -> Iterator[Call
 
 
 def _within(seconds: float, call: Callable[[], _T]) -> _T:
-    """Call with a deadline; raises TimeoutError.
+    """Call with a deadline; raise TimeoutError after it.
 
-    The lookup of a name, and one address tried after the other, are bounded by no timeout of the
-    HTTP library.
+    No timeout of the HTTP library bounds the lookup of a name, nor the trying of several addresses.
     """
     outcome: queue.SimpleQueue[tuple[_T | None, BaseException | None]] = queue.SimpleQueue()
 

@@ -1,7 +1,7 @@
-"""Texts and labels to prompts and completions, and generated text back to labels.
+"""Texts and labels to prompts and targets, and generated text back to labels.
 
-One builder serves all model families, and training as well as testing. It knows nothing of any
-library: a tokenizer is whatever turns strings into token ids.
+One encoder serves all model families, in training and in testing. It depends on no library: a
+tokenizer is any function that turns strings into token ids.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ EncodeTexts = Callable[[list[str]], list[list[int]]]
 _ANY_TEXT = "a"
 """Stands for any text, so that what follows it is encoded as a continuation."""
 
-_TEXTS_AT_ONCE = 10_000  # a tokenizer makes more of a text, for a while, than the ids that we keep
+_TEXTS_AT_ONCE = 10_000  # bounds memory: a tokenizer returns more per text than the ids kept
 
 
 def render_prompt(prompt: PromptConfig, text: str) -> str:
-    """Write the prompt of a text. The text is data: braces in it stay braces."""
+    """Return the prompt of a text. Braces in the text are left as they are."""
     before, after = prompt.input.split("{text}")
     return before + text + after
 
 
 def render_target(prompt: PromptConfig, label: str) -> str:
-    """Return the completion of a label; in a chat, it is stripped of whitespace."""
+    """Return the target of a label; in a chat, it is stripped of whitespace."""
     target = prompt.target.replace("{label}", prompt.word(label))
     return target.strip() if prompt.template == "chat" else target
 
 
 def parse(prompt: PromptConfig, labels: Iterable[str], generated: str) -> str | None:
-    """Give the label whose completion was generated, or None.
+    """Return the label whose target was generated, or None.
 
-    The whole generated text must be the completion, white space aside: `positive I think` or
-    `Positive` is no label, so that nothing unclear is counted as an answer.
+    The whole generated text must be the target, except for whitespace: `positive I think` and
+    `Positive` are no labels, so that no unclear answer is counted.
     """
     answer = generated.split()
     for label in labels:
@@ -49,7 +49,7 @@ def parse(prompt: PromptConfig, labels: Iterable[str], generated: str) -> str | 
 
 
 def choose_shots(train: Sequence[Example], spec: TrialSpec) -> tuple[Example, ...]:
-    """Draw the worked examples of a few-shot prompt from training texts, the labels by turns."""
+    """Draw the worked examples of a few-shot prompt from training texts, label by label in turn."""
     rng = random.Random(spec.seed)
     by_label = {
         label: [example for example in train if example.label == label] for label in spec.labels
@@ -58,8 +58,8 @@ def choose_shots(train: Sequence[Example], spec: TrialSpec) -> tuple[Example, ..
     chosen: list[Example] = []
     while len(chosen) < spec.prompt.shots and any(by_label.values()):
         label = order[len(chosen) % len(order)]
-        if own := by_label[label]:
-            chosen.append(own.pop(rng.randrange(len(own))))
+        if candidates := by_label[label]:
+            chosen.append(candidates.pop(rng.randrange(len(candidates))))
         else:
             order.remove(label)
     return tuple(chosen)
@@ -86,12 +86,12 @@ def _encode_after(
 
 @dataclass
 class PromptEncoder:
-    r"""Encode prompts and completions for one tokenizer.
+    r"""Encode prompts and targets for one tokenizer.
 
-    A training text is the prompt's tokens and then the target's, encoded apart, so that the test
-    prompt is its prefix token for token. The prompt is `start + head and text + tail + stop`;
-    head and text are encoded together (`Tweet: I` holds the one token for ` I`), the tail
-    (`\nSentiment:`) on its own, so that a text too long is cut at its own end and nowhere else.
+    A training text is the prompt's tokens and then the target's, encoded separately, so that the
+    test prompt is its prefix token for token. The prompt is `start + head and text + tail + stop`.
+    Head and text are encoded together (`Tweet: I` contains the one token for ` I`), the tail
+    (`\nSentiment:`) separately, so that a long text is truncated at its own end and nowhere else.
     Each part is encoded as a continuation of the one before it, because some tokenizers (Llama 2's,
     Mistral's) prepend a space to every string.
 
@@ -117,7 +117,7 @@ class PromptEncoder:
     target_counts: bool = True
     """Whether `max_tokens` bounds prompt and target together, or the prompt alone."""
     truncated: int = field(default=0, init=False)
-    """Number of texts cut so far."""
+    """Number of texts truncated so far."""
     truncated_tokens: int = field(default=0, init=False)
     """How many tokens they lost."""
 
@@ -146,11 +146,11 @@ class PromptEncoder:
             )
 
     def encode_prompts(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """Encode the prompt of each text; memory grows with the result alone."""
+        """Encode the prompt of each text."""
         return list(map(self._prompt, self._encode(self.start, texts, self._head)))
 
     def encode_bare(self, texts: Sequence[str]) -> Iterator[list[int]]:
-        """Encode texts alone: nothing around them, nothing truncated, nothing counted."""
+        """Encode texts alone: nothing is added, truncated or counted."""
         return self._encode("", texts)
 
     def _prompt(self, body: list[int]) -> tuple[int, ...]:
@@ -158,7 +158,7 @@ class PromptEncoder:
             self.truncated += 1
             self.truncated_tokens += lost
         prompt = (*self.start_ids, *body[: self.room], *self.tail_ids, *self.stop_ids)
-        # equal numbers are one object, of 28 bytes: else they would be most of what a prompt takes
+        # equal ids share one object of 28 bytes, which otherwise would be most of a prompt's memory
         return tuple(map(self._numbers.setdefault, prompt, prompt))
 
     def encode_examples(self, examples: Sequence[Example]) -> list[Encoded]:
@@ -177,11 +177,11 @@ class PromptEncoder:
                 yield self._encode_data(text) if ids is None or self._special_in(ids) else ids
 
     def _encode_data(self, text: str) -> list[int]:
-        """Encode a text none of whose parts may become a special token.
+        """Encode a text without letting any part of it become a special token.
 
-        Tokenizers find special tokens in what they are given, some even after normalising it
-        (T5's turns full-width signs into `</s>`), and no flag of theirs prevents all of it. So a
-        text in which they found one is halved until nothing is left to find.
+        Tokenizers find special tokens in any text, some even after normalising it (T5's turns
+        full-width signs into `</s>`), and no setting of theirs prevents all of it. A text in which
+        they find one is therefore halved until they find none.
         """
         (ids,) = self.encode_texts([text])
         if not self._special_in(ids):

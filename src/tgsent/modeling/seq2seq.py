@@ -1,40 +1,44 @@
-"""Encoder-decoder models (T5 and its kin): the encoder reads the prompt, the decoder the label."""
+"""Encoder-decoder models (T5 and its kin): the encoder reads the prompt, the decoder the target."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
+from transformers import AutoModelForSeq2SeqLM, DynamicCache, EncoderDecoderCache, PreTrainedModel
 
-from tgsent.modeling.family import (
+from tgsent.modeling.batches import (
     IGNORE,
     Batch,
     Counted,
     SpecialIds,
     cache_argument,
+    log_likelihood,
     pad,
-    sum_of_chosen,
 )
 from tgsent.records import Encoded
 
+is_seq2seq: bool = True
+auto_class: Any = AutoModelForSeq2SeqLM
+padding_side: Literal["left", "right"] = "right"
+
 
 def collate(
-    examples: Sequence[Encoded], ids: SpecialIds, loss: Counted, pad_to: int | None
+    examples: Sequence[Encoded], ids: SpecialIds, counted: Counted, pad_to: int | None
 ) -> Batch:
     """Pad on the right; the decoder reads its start token (T5: the padding token) and the target.
 
-    Only the target is predicted here, so that every kind of `loss` means the whole target.
+    Only the target is predicted, so that every value of `counted` means the whole target.
     """
-    del loss
+    del counted
     targets = [e.target for e in examples]
+    read = [(ids.decoder_start, *target[:-1]) for target in targets]
     return {
         **_encoder_inputs([e.prompt for e in examples], ids, pad_to),
-        "decoder_input_ids": pad(
-            [(ids.decoder_start, *target[:-1]) for target in targets], ids.pad
-        ),
-        "labels": pad(targets, IGNORE),
+        "decoder_input_ids": pad(read, ids.pad),  # (B, target)
+        "labels": pad(targets, IGNORE),  # (B, target)
     }
 
 
@@ -46,16 +50,16 @@ def prompt_batch(prompts: Sequence[tuple[int, ...]], ids: SpecialIds) -> Batch:
 def log_likelihoods(
     model: PreTrainedModel, batch: Batch, targets: Sequence[tuple[int, ...]], ids: SpecialIds
 ) -> Tensor:
-    """Encode the prompts once; the decoder's view of them is kept from target to target."""
-    mask = batch["attention_mask"]
+    """Encode the prompts once, and keep the decoder's keys and values of them for all targets."""
+    mask = batch["attention_mask"]  # (B, T)
     encoded = model.get_encoder()(**batch)
     config = model.config.get_text_config(decoder=True)
     cross = DynamicCache()
     columns = []
     for target in targets:
-        tokens = torch.tensor(target, device=mask.device)
+        tokens = torch.tensor(target, device=mask.device)  # (target,)
         start = tokens.new_full((1,), ids.decoder_start)
-        read = model(
+        output = model(
             encoder_outputs=encoded,
             attention_mask=mask,
             decoder_input_ids=torch.cat([start, tokens[:-1]]).expand(len(mask), -1),
@@ -64,12 +68,12 @@ def log_likelihoods(
                 "use_cache": True,
             },
         )
-        columns.append(sum_of_chosen(read.logits, tokens))
+        columns.append(log_likelihood(output.logits, tokens))
     return torch.stack(columns, dim=1)
 
 
 def new_tokens(generated: Tensor, batch: Batch) -> Tensor:
-    """Cut the start token off."""
+    """Remove the start token, with which the output begins."""
     del batch
     return generated[:, 1:]
 

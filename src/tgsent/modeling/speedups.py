@@ -1,6 +1,6 @@
-"""Parts of the library's models done faster: the same numbers, dropout in distribution.
+"""Faster parts for the library's models: the same numbers, and dropout of the same distribution.
 
-`scripts/bench_tries.py` measures what each brings; what was not kept is in `docs/benchmarks.md`.
+`scripts/bench_tries.py` measures each; `docs/benchmarks.md` has the results, and what was not kept.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 from transformers.activations import NewGELUActivation
 
-from tgsent.modeling.family import cache_argument
+from tgsent.modeling.batches import cache_argument
 
 _LAST_MLP = {"gpt2": "transformer.h.{}.mlp", "gpt_neo": "transformer.h.{}.mlp"}
-"""Where the tested architectures have what works position by position in their last block."""
+"""The MLP of the last block, which works on each position separately, by tested architecture."""
 
 
 def apply(model: PreTrainedModel) -> None:
@@ -24,7 +24,7 @@ def apply(model: PreTrainedModel) -> None:
     fuse_gelu(model)
     draw_less_for_dropout(model)
     read_prefix_once(model)
-    skip_unread_positions(model)  # after what changes the positions that are asked for
+    skip_unread_positions(model)  # last, as read_prefix_once changes the positions asked for
 
 
 def fuse_gelu(model: PreTrainedModel) -> None:
@@ -42,7 +42,7 @@ def draw_less_for_dropout(model: PreTrainedModel) -> None:
 
 
 def read_prefix_once(model: PreTrainedModel) -> None:
-    """Have GPT's kin read once, in training, what all texts of a batch begin with."""
+    """Let GPT-2 and GPT-Neo read once, in training, the prefix that all texts of a batch share."""
     if model.config.model_type in _LAST_MLP:
         model.register_forward_pre_hook(_read_prefix_once, with_kwargs=True)
 
@@ -60,7 +60,7 @@ def skip_unread_positions(model: PreTrainedModel) -> None:
 class Dropout(nn.Dropout):
     """Dropout that draws 16 random bits for an element on a CPU; torch draws a double there.
 
-    So the share that is dropped is a multiple of 2**-16, and what is kept is scaled for that share.
+    The dropped share is therefore a multiple of 2**-16, and the kept values are scaled for it.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  torch's name for it
@@ -84,7 +84,7 @@ class _Drop(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """Let through what was kept."""
+        """Pass the gradients of the kept values."""
         (keep,) = ctx.saved_tensors
         return torch.mul(gradient, keep).mul_(ctx.scale), None
 
@@ -92,10 +92,10 @@ class _Drop(torch.autograd.Function):
 def _read_prefix_once(
     model: PreTrainedModel, args: tuple[Any, ...], named: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Read the prefix as one text, and let the rest of every text follow it in the cache.
+    """Read the prefix as one text, and the rest of every text as its continuation in the KV cache.
 
-    Dropout then drops the same in all copies of the prefix. Not on other devices than a CPU, where
-    two small passes take longer than one; nor beside gradient checkpointing, which knows no cache.
+    All copies of the prefix then share their dropout. Only on a CPU, because on other devices two
+    small passes take longer than one, and without gradient checkpointing, which supports no cache.
     """
     if args or not model.training or named.get("use_cache") or _is_checkpointing(model):
         return None
@@ -112,13 +112,13 @@ def _read_prefix_once(
 
 
 def _is_checkpointing(model: PreTrainedModel) -> bool:
-    """Tell whether blocks are computed again for the gradients; transformers 5.24 renamed it."""
+    """Check for gradient checkpointing, which transformers 5.24 renamed."""
     new, old = "is_activation_checkpointing", "is_gradient_checkpointing"
     return bool(getattr(model, new if hasattr(model, new) else old))
 
 
 def _shared_prefix(named: dict[str, Any]) -> int:
-    """Count the first columns that all texts (B, T) share and no logits are asked for at."""
+    """Count the first columns that all texts (B, T) share and whose logits are not asked for."""
     ids, asked, mask = (named.get(k) for k in ("input_ids", "logits_to_keep", "attention_mask"))
     if not isinstance(asked, Tensor) or ids is None or mask is None:
         return 0
@@ -129,27 +129,27 @@ def _shared_prefix(named: dict[str, Any]) -> int:
 
 
 class _OnlyWhereAsked:
-    """Hooks that cut an MLP's input to some positions; a module would rename the weights."""
+    """Hooks that run an MLP at some positions only; a wrapping module would rename its weights."""
 
     def __init__(self, model: PreTrainedModel, mlp: nn.Module) -> None:
         self.columns: Tensor | slice = slice(None)
         self.shape = torch.Size()
         model.register_forward_pre_hook(self.note, with_kwargs=True)
-        mlp.register_forward_pre_hook(self.cut)
+        mlp.register_forward_pre_hook(self.select)
         mlp.register_forward_hook(self.put_back)
 
     def note(self, _model: nn.Module, _args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        """Keep what the model's caller asks for: some columns, or a number of last ones, 0 all."""
+        """Store which logits the caller asks for: some columns, or the last few, or (0) all."""
         kept = named.get("logits_to_keep", 0)
         self.columns = kept if isinstance(kept, Tensor) else slice(-kept if kept else None, None)
 
-    def cut(self, _mlp: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-        """Take the columns of what goes in: (B, T, width) to (B, columns, width)."""
+    def select(self, _mlp: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        """Select the columns of the input: (B, T, width) to (B, columns, width)."""
         self.shape = args[0].shape
         return (args[0][:, self.columns].contiguous(),)
 
     def put_back(self, _mlp: nn.Module, _args: tuple[Tensor], output: Tensor) -> Tensor:
-        """Put what comes out where it belongs, among zeros: (B, T, width)."""
+        """Put the output back in its columns, among zeros: (B, T, width)."""
         result = output.new_zeros(self.shape)
         result[:, self.columns] = output
         return result

@@ -19,6 +19,7 @@ from transformers import (
 
 from tgsent.config import TrialSpec
 from tgsent.errors import ConfigError
+from tgsent.modeling.family import family_of
 from tgsent.modeling.prompts import render_prompt, render_target
 from tgsent.records import Example
 
@@ -83,18 +84,19 @@ def build(
         render_prompt(spec.prompt, example.text) + render_target(spec.prompt, example.label)
         for example in train
     ]
-    tokenizer = _train_unigram(texts) if config.is_encoder_decoder else _train_byte_level_bpe(texts)
+    is_seq2seq = family_of(config).is_seq2seq
+    tokenizer = _train_unigram(texts) if is_seq2seq else _train_byte_level_bpe(texts)
     config.vocab_size = len(tokenizer)
     config.bos_token_id = tokenizer.bos_token_id
     config.eos_token_id = tokenizer.eos_token_id
     config.pad_token_id = tokenizer.pad_token_id
-    if config.is_encoder_decoder:
+    if is_seq2seq:
         config.decoder_start_token_id = tokenizer.pad_token_id
     return config, tokenizer
 
 
 def _train_byte_level_bpe(texts: list[str]) -> PreTrainedTokenizerBase:
-    """GPT-2's kind of tokenizer: byte-level BPE (Radford et al. 2019)."""
+    """Train a tokenizer of GPT-2's kind: byte-level BPE (Radford et al. 2019)."""
     end = "<|endoftext|>"
     tokenizer = Tokenizer(tokenizer_models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -115,12 +117,12 @@ def _train_byte_level_bpe(texts: list[str]) -> PreTrainedTokenizerBase:
 
 
 def _train_unigram(texts: list[str]) -> PreTrainedTokenizerBase:
-    """T5's kind of tokenizer: a unigram language model over pieces of words (Kudo 2018).
+    """Train a tokenizer of T5's kind: a unigram model over pieces of words (Kudo 2018).
 
-    The pieces are the most frequent substrings of words, weighted by their length, which is where
-    Kudo's algorithm starts; its further rounds, for smaller vocabularies, are left out: as the
-    libraries do them, frequent words are lost when no longer word holds them (` positive` becomes
-    three pieces), and the result differs from run to run.
+    The pieces are the most frequent substrings of words, weighted by their length, as at the start
+    of Kudo's algorithm. Its further rounds, which shrink the vocabulary, are left out: in the
+    libraries they lose frequent words that no longer word contains (` positive` becomes three
+    pieces), and the result differs from run to run.
     """
     normalizer = normalizers.NFKC()
     splitter = pre_tokenizers.Sequence(
@@ -150,7 +152,7 @@ def _train_unigram(texts: list[str]) -> PreTrainedTokenizerBase:
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = splitter
     tokenizer.decoder = decoders.Metaspace()
-    # as T5's does; only whoever asks for special tokens sees it, and our own encoding does not
+    # as in T5's tokenizer; tgsent's own encoding does not ask for special tokens
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
     )

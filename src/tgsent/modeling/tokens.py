@@ -24,6 +24,6 @@ def unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
     Byte-level tokenizers name an unknown token as well, but never produce it.
     """
-    found: list[int] = tokenizer(_PRIVATE_CHARACTER, add_special_tokens=False)["input_ids"]
+    ids: list[int] = tokenizer(_PRIVATE_CHARACTER, add_special_tokens=False)["input_ids"]
     unknown = tokenizer.unk_token_id
-    return int(unknown) if unknown in found and unknown != tokenizer.eos_token_id else None
+    return int(unknown) if unknown in ids and unknown != tokenizer.eos_token_id else None

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tgsent.config import TrialSpec
-from tgsent.files import cache_folder, placing, show_size
+from tgsent.files import atomic_writer, cache_folder, show_size
 from tgsent.modeling import hub
 from tgsent.records import Progress
 
@@ -66,8 +66,8 @@ def _of_file(file: Path, progress: Progress) -> str:
         after = os.fstat(opened.fileno())
     if (after.st_size, after.st_mtime_ns) == (about.st_size, about.st_mtime_ns):
         # without the cache, the file is only hashed again
-        with contextlib.suppress(OSError), placing(entry, durable=False) as place:
-            place.write(json.dumps({**state, "sha256": sha256}).encode())
+        with contextlib.suppress(OSError), atomic_writer(entry, durable=False) as cache_file:
+            cache_file.write(json.dumps({**state, "sha256": sha256}).encode())
     return sha256
 
 

@@ -13,7 +13,7 @@ from tgsent import __version__
 from tgsent.config import TrialSpec
 from tgsent.config.aliases import ALIASES, alias_of
 from tgsent.files import write_atomic
-from tgsent.modeling import loading, seq2seq
+from tgsent.modeling import loading
 from tgsent.modeling.loading import LoadedModel
 from tgsent.modeling.prompts import PromptEncoder, choose_shots, render_target
 from tgsent.records import Split
@@ -80,7 +80,7 @@ def _front_matter(
 
     metadata = ModelCardData(
         library_name="transformers",
-        pipeline_tag="text2text-generation" if loaded.family is seq2seq else "text-generation",
+        pipeline_tag="text2text-generation" if loaded.family.is_seq2seq else "text-generation",
         base_model=_base_model(spec),
         tags=["tgsent", "text-classification"],
         model_name=f"{spec.name}-trial-{spec.trial}",
@@ -104,7 +104,7 @@ def _base_model(spec: TrialSpec) -> str | None:
 
 def _snippet(loaded: LoadedModel, spec: TrialSpec, encoder: PromptEncoder) -> list[str]:
     """Write Python that classifies one text as the evaluation does with `decoding: free`."""
-    is_seq2seq = loaded.family is seq2seq
+    is_seq2seq = loaded.family.is_seq2seq
     auto = "AutoModelForSeq2SeqLM" if is_seq2seq else "AutoModelForCausalLM"
     head, _ = spec.prompt.input.split("{text}")
     # the text is encoded as a continuation of `start`, whose tokens are in `start_ids`

@@ -159,7 +159,7 @@ def make(
 
     `commits` and `weights` map model names to Hub commits and to hashes of local models.
     """
-    from tgsent.training.loop import resolve_device
+    from tgsent.training.recipe import resolve_device
 
     is_local = config.engine.kind == "local"  # on a cluster only the trials know their device
     return Manifest(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 
-from tgsent.training import processes
+from tgsent.training import distributed
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
@@ -27,25 +27,27 @@ class _State:
 
 
 _state = _State()
+"""Process-wide, because signals are sent to the process."""
 
 
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
-    """Have the signals end what runs in the context: with KeyboardInterrupt, or as `deferred` does.
+    """Let a signal end the context by KeyboardInterrupt, or as `deferred` says.
 
-    A second signal leaves at once, as a kill would, which loses nothing that was finished; not so
-    in one of several processes, which get it from the terminal and from what started them. Signals
-    that this process was started to ignore, as `nohup` does with SIGHUP, stay ignored.
+    A second signal ends the process at once, as a kill would, which loses nothing that was
+    finished. Of several processes, each may get a signal twice, from the terminal and from its
+    launcher, and ignores the second. Signals that this process was started to ignore, as `nohup`
+    does with SIGHUP, stay ignored.
     """
     _state.requested = _state.deferring = False
     watch = threading.Timer(SECONDS_TO_STOP, _leave)
     watch.daemon = True
 
     def handle(_number: int, _frame: FrameType | None) -> None:
-        if _state.requested and processes.count() > 1:
-            return  # what started the processes has passed the first one on
         if _state.requested:
-            _leave()
+            if distributed.world_size() == 1:
+                _leave()
+            return
         _state.requested = True
         watch.start()
         if not _state.deferring:
@@ -66,23 +68,23 @@ def handled() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Let the first signal only be noted in the context: what runs there asks `requested`."""
+    """Only note the first signal while the context is open; code in it checks `requested`."""
     _state.deferring = True
     try:
         yield
     finally:
         _state.deferring = False
-    if _state.requested:  # too late for whoever should have asked
+    if _state.requested:  # the signal came after the last check
         raise KeyboardInterrupt
 
 
 def requested() -> bool:
-    """Tell whether a signal has come; also one whose KeyboardInterrupt somebody swallowed."""
+    """Check whether a signal has come, also one whose KeyboardInterrupt a library swallowed."""
     return _state.requested
 
 
 def _leave() -> None:
-    """End this process as a kill would; what stands on a terminal gets its cursor back."""
+    """End this process as a kill would, and show the cursor of a terminal again."""
     show_cursor = "\x1b[?25h" if os.isatty(2) else ""
     with contextlib.suppress(OSError):
         os.write(2, f"{show_cursor}tgsent: interrupted; {GOING_ON}\n".encode())

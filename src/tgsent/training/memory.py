@@ -1,4 +1,4 @@
-"""Memory: what training needs at least, what the machine has, and what to do when it runs out."""
+"""Memory: what training needs at least, what the machine has, and advice when it runs out."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tgsent.config import TrainingConfig, TrialSpec
 from tgsent.errors import ConfigError, TrialError
 from tgsent.files import show_size
 from tgsent.modeling.loading import is_out_of_memory
-from tgsent.training import trainable
-from tgsent.training.loop import resolve_device
+from tgsent.training import adapters
+from tgsent.training.recipe import resolve_device
 
 Phase = Literal["loading", "training", "evaluation"]
 
@@ -33,7 +33,7 @@ _PER_TRAINED_WEIGHT = 12
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is known of a training's size before it runs."""
+    """What is known of a training's memory before it runs."""
 
     trainable_parameters: int
     bytes: int
@@ -41,46 +41,46 @@ class Estimate:
 
 
 def estimate(model: PreTrainedModel, training: TrainingConfig) -> Estimate:
-    """Count for a model on the meta device, which is left as it is."""
+    """Estimate for a model on the meta device, which is not changed."""
     model = copy.deepcopy(model)
     with torch.device("meta"):
-        trainable.prepare(model, training)
-    trained = trainable.count(model)
+        adapters.prepare(model, training)
+    trained = adapters.count(model)
     return Estimate(trained, _PER_WEIGHT * model.num_parameters() + _PER_TRAINED_WEIGHT * trained)
 
 
 def check(model: PreTrainedModel, spec: TrialSpec) -> None:
-    """Raise ConfigError where this model, on the meta device, can in no way be trained here.
+    """Raise ConfigError where this model, on the meta device, certainly does not fit here.
 
-    What may fit is let through: how much else is needed, nobody knows beforehand.
+    What may fit is let through: the memory for activations is not estimated.
     """
     training = spec.training
     device = resolve_device(training.device)
-    needed, there = estimate(model, training).bytes, limit(device)
-    if there is None or needed <= there:
+    needed, available = estimate(model, training).bytes, limit(device)
+    if available is None or needed <= available:
         return
     ways = {"a smaller model": 0}
     if training.lora is None:
         frozen = training.model_copy(update={"freeze_embeddings": True})
         ways["training.freeze_embeddings: true"] = estimate(model, frozen).bytes
         ways["training.lora: {}"] = _PER_WEIGHT * model.num_parameters()
-    # the way that changes least comes first, and none is named that would not do
+    # the way that changes least comes first; those that would not fit are left out
     advice = [
         f"{way} (at least {show_size(size)})" if size else way
         for way, size in sorted(ways.items(), key=lambda way: -way[1])
-        if size <= there
+        if size <= available
     ]
     raise ConfigError(
         f"{spec.name}: weights, gradients and optimizer state take {show_size(needed)}, and this"
-        f" machine has {show_size(there)} of memory ({device})\n"
+        f" machine has {show_size(available)} of memory ({device})\n"
         f"what may fit: {', or '.join(advice)}"
     )
 
 
 def limit(device: str) -> int | None:
-    """Give the most that this process may ever use on `device`, or None where that is not known.
+    """Return the most that this process may ever use on `device`, or None where it is unknown.
 
-    Other processes' share and swap space count as ours.
+    Swap space, and what other processes use, are counted as available.
     """
     if device == "cuda":
         return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
@@ -92,7 +92,7 @@ def limit(device: str) -> int | None:
 
 
 def peak() -> int:
-    """Give the highest resident memory of this process so far, in bytes."""
+    """Return the highest resident memory of this process so far, in bytes."""
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return size if sys.platform == "darwin" else size * 1024
 
@@ -106,7 +106,7 @@ def _physical() -> int | None:
 
 
 def _swap(meminfo: Path = Path("/proc/meminfo")) -> int:
-    """Give the size of the swap space, where the system tells it."""
+    """Return the size of the swap space; 0 where it is unknown."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in meminfo.read_text().splitlines():
             if line.startswith("SwapTotal:"):
@@ -117,18 +117,18 @@ def _swap(meminfo: Path = Path("/proc/meminfo")) -> int:
 def _cgroup_limits(
     root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
 ) -> Iterator[int]:
-    """Give the memory limits of this process's control group, and of those above it.
+    """Yield the memory limits of this process's control group, and of those above it.
 
-    A container has its limit at the root that it sees; the limit of swap comes on top.
+    A container has its limit at the root that it sees. The limit of swap is added.
     """
     with contextlib.suppress(OSError):
         yield int((root / "memory/memory.limit_in_bytes").read_text()) + _swap()  # version 1
-    own = ""
+    path = ""
     with contextlib.suppress(OSError):
         for line in membership.read_text().splitlines():
             if line.startswith("0::/"):  # version 2
-                own = line.removeprefix("0::/")
-    group = root / own
+                path = line.removeprefix("0::/")
+    group = root / path
     for folder in (group, *group.parents):
         if folder == root.parent:
             return
@@ -145,8 +145,8 @@ def _cgroup_swap(folder: Path) -> int:
 
 
 @contextlib.contextmanager
-def explained(spec: TrialSpec, phase: Phase) -> Iterator[None]:
-    """Turn an allocation that failed in the context into a TrialError that says what to do."""
+def allocation_errors(spec: TrialSpec, phase: Phase) -> Iterator[None]:
+    """Raise TrialError, with advice, for an allocation that fails in the context."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -175,7 +175,7 @@ def _advice(spec: TrialSpec, phase: Phase) -> str:
 
 
 def release() -> None:
-    """Give back what a trial that is over held."""
+    """Free the memory of a trial that is over."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

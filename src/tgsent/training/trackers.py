@@ -1,4 +1,4 @@
-"""Experiment trackers that people already use, through accelerate's interface to them."""
+"""Experiment trackers (TensorBoard, Weights & Biases, ...), through accelerate."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _PROJECT = "tgsent"
 
 
 def check(training: TrainingConfig) -> None:
-    """Raise UnavailableError where a tracker that is asked for is not installed.
+    """Raise UnavailableError where a configured tracker is not installed.
 
-    accelerate would go on without it.
+    accelerate itself would go on without it.
     """
     known = {str(name) for name in LoggerType}
     if unknown := [name for name in training.report_to if name not in known]:
@@ -39,30 +39,30 @@ def check(training: TrainingConfig) -> None:
 
 
 @contextlib.contextmanager
-def told(spec: TrialSpec, accelerator: Accelerator) -> Iterator[None]:
-    """Have what the accelerator logs in the context told to the trackers of the recipe."""
+def tracking(spec: TrialSpec, accelerator: Accelerator) -> Iterator[None]:
+    """Send what the accelerator logs in the context to the configured trackers."""
     if not spec.training.report_to:
         yield
         return
     title = spec.title
     names = {"wandb": {"name": title}, "mlflow": {"run_name": title}, "trackio": {"name": title}}
-    with contextlib.redirect_stdout(sys.stderr):  # where some of them talk, results are expected
+    with contextlib.redirect_stdout(sys.stderr):  # some print to stdout, where results are expected
         try:
             accelerator.init_trackers(_PROJECT, config=_settings(spec), init_kwargs=names)
-        except Exception as error:  # whatever a tracker raises that cannot log in
+        except Exception as error:  # trackers that cannot log in raise almost anything
             raise UnavailableError(
                 f"training.report_to: {type(error).__name__}: {error};"
                 " set the tracker up, or leave it out"
             ) from error
         try:
             yield
-        finally:  # not end_training, which also parts from the other processes of this run
+        finally:  # end_training would also leave the other processes of this run
             for tracker in accelerator.trackers:
                 tracker.finish()
 
 
 def _settings(spec: TrialSpec) -> dict[str, Any]:
-    """Give the recipe flat, in values that every tracker takes."""
+    """Return the settings as one level of values that every tracker accepts."""
     about = {"model": spec.model, "trial": spec.trial, "seed": spec.seed}
     settings = {**about, **spec.training.model_dump(mode="json", exclude={"simplet5"})}
     settings |= {"prompt": spec.prompt.input, "decoding": spec.evaluation.decoding}

@@ -69,6 +69,7 @@ def train_and_answer(
         log=log,
         steps=_steps_per_epoch(spec, split) * spec.training.epochs,
         learning_rate=SIMPLET5_LEARNING_RATE,
+        padding="max_tokens",
         train_seconds=results["train_seconds"],
         eval_seconds=results["eval_seconds"],
         truncated=results["truncated"],

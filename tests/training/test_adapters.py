@@ -17,9 +17,9 @@ from tgsent.data import dataset, splits
 from tgsent.errors import ConfigError, UnavailableError
 from tgsent.experiment.trial import run_trial
 from tgsent.modeling import loading, speedups, tiny
-from tgsent.modeling.family import token_losses
+from tgsent.modeling.batches import token_losses
 from tgsent.records import Example, Split
-from tgsent.training import trainable
+from tgsent.training import adapters
 from tiny_models import FAMILIES, LABELS, Silent, encode, examples, tiny_model, tiny_spec
 
 TEXTS = examples(60)
@@ -41,7 +41,7 @@ def gradients_and_saved_bytes(model: str, **training: Any) -> tuple[dict[str, to
     """Gradients of one batch, and the bytes kept for its backward pass, weights left out."""
     spec = tiny_spec(model, training={"loss": "full", **training})
     loaded = tiny_model(spec)
-    trainable.prepare(loaded.model, spec.training)
+    adapters.prepare(loaded.model, spec.training)
     own = {p.untyped_storage().data_ptr() for p in loaded.model.parameters()}
     kept: dict[int, int] = {}
 
@@ -112,8 +112,8 @@ def test_lora_trains_as_many_parameters_as_its_matrices_have(
     spec = tiny_spec(model, training={"lora": lora})
     loaded = tiny_model(spec)
     parameters = loaded.model.num_parameters()
-    merge = trainable.prepare(loaded.model, spec.training)
-    assert trainable.count(loaded.model) == expected
+    merge = adapters.prepare(loaded.model, spec.training)
+    assert adapters.count(loaded.model) == expected
     assert loaded.model.num_parameters() == parameters + expected
     merge()
     assert loaded.model.num_parameters() == parameters
@@ -126,7 +126,7 @@ def test_merged_adapters_answer_as_they_did_beside_the_model(model: str) -> None
     batch = loaded.family.collate(encode(loaded, spec, examples(8)), loaded.ids, "full", None)
     before = token_losses(loaded.model, batch)
     names = loaded.model.state_dict().keys()
-    merge = trainable.prepare(loaded.model, spec.training)
+    merge = adapters.prepare(loaded.model, spec.training)
     for name, parameter in loaded.model.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -280,9 +280,9 @@ def test_an_architecture_that_peft_does_not_know() -> None:
             Odd(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
         )
     with pytest.raises(ConfigError, match=r'peft names no attention .* "nobody-knows"; take all-l'):
-        trainable.prepare(model, TrainingConfig(lora=LoraConfig(target="attention")))
-    trainable.prepare(model, TrainingConfig(lora=LoraConfig()))
-    assert trainable.count(model) == 16 * (4 * (8 + 8) + 3 * (8 + 8))
+        adapters.prepare(model, TrainingConfig(lora=LoraConfig(target="attention")))
+    adapters.prepare(model, TrainingConfig(lora=LoraConfig()))
+    assert adapters.count(model) == 16 * (4 * (8 + 8) + 3 * (8 + 8))
 
 
 def llama() -> LlamaForCausalLM:
@@ -309,7 +309,7 @@ def test_which_layers_of_a_llama_get_adapters(target: str | list[str], layers: s
     model = llama()
     before = model(torch.arange(9)[None]).logits
     training = TrainingConfig.model_validate({"lora": {"target": target, "dropout": 0.0}})
-    merge = trainable.prepare(model, training)
+    merge = adapters.prepare(model, training)
     trained = {n.split(".lora_")[0].rsplit(".", 1)[-1]: p for n, p in model.named_parameters()
                if p.requires_grad}  # fmt: skip
     assert trained.keys() == layers
@@ -320,11 +320,11 @@ def test_which_layers_of_a_llama_get_adapters(target: str | list[str], layers: s
 def test_unknown_layers_are_named_with_those_there() -> None:
     training = TrainingConfig.model_validate({"lora": {"target": ["q_proj", "c_attn"]}})
     with pytest.raises(ConfigError, match='"llama" have no linear layer "c_attn"; there are down'):
-        trainable.prepare(llama(), training)
+        adapters.prepare(llama(), training)
 
 
 def test_a_model_that_cannot_be_checkpointed() -> None:
     loaded = tiny_model(tiny_spec("gpt2"))
     loaded.model.supports_gradient_checkpointing = False
     with pytest.raises(ConfigError, match='"gpt2" do not support it'):
-        trainable.prepare(loaded.model, TrainingConfig(gradient_checkpointing=True))
+        adapters.prepare(loaded.model, TrainingConfig(gradient_checkpointing=True))

@@ -1,4 +1,4 @@
-"""What of a model is trained: all of it, all but its embeddings, or adapters beside it."""
+"""What training changes of a model: all of it, all but its embeddings, or adapters beside it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tgsent.errors import ConfigError, UnavailableError
 
 
 def check(training: TrainingConfig) -> None:
-    """Raise UnavailableError where adapters are asked for and peft is not installed."""
+    """Raise UnavailableError where adapters are configured and peft is not installed."""
     if training.lora is not None and importlib.util.find_spec("peft") is None:
         raise UnavailableError(
             "training.lora: needs the package peft, which is not installed\n"
@@ -25,10 +25,10 @@ def check(training: TrainingConfig) -> None:
 
 
 def prepare(model: PreTrainedModel, training: TrainingConfig) -> Callable[[], object]:
-    """Set up `model` in place for what `training` says; call the result when training is over.
+    """Set up `model` in place for training; return the function to call after training.
 
-    That call merges the adapters into the weights, where there are any, and leaves a model of the
-    architecture that came in. Raises ConfigError where the model cannot be trained that way.
+    It merges adapters, if there are any, into the weights, so that the model has its first
+    architecture again. Raises ConfigError where the model cannot be trained that way.
     """
     if training.freeze_embeddings:
         model.get_input_embeddings().requires_grad_(False)
@@ -39,7 +39,7 @@ def prepare(model: PreTrainedModel, training: TrainingConfig) -> Callable[[], ob
 
 
 def count(model: nn.Module) -> int:
-    """Count the parameters that training changes; shared ones count once."""
+    """Return the number of parameters that training changes; shared ones count once."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 

@@ -1,0 +1,73 @@
+"""Batches of token ids, and what a model's logits say about them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+Counted = Literal["label", "full", "padded"]
+"""Tokens that count in the loss: the label and the EOS token; the prompt too; the padding too."""
+
+IGNORE = -100
+"""Label of a position that does not count in the loss."""
+
+Batch = dict[str, Tensor]
+"""Arguments of the model's forward, and `labels` (B, T): the token that each of the T logits it
+returns is to predict, or IGNORE."""
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """Ids of the tokens around prompts and targets."""
+
+    pad: int
+    end: int
+    """Ends every target."""
+    decoder_start: int
+    """What the decoder of a seq2seq model reads first."""
+
+
+def pad(
+    sequences: Sequence[Sequence[int]], value: int, length: int | None = None, *, left: bool = False
+) -> Tensor:
+    """Stack sequences to (B, T), padded with `value` to `length` or to the longest."""
+    width = max(map(len, sequences)) if length is None else length
+    return torch.tensor(
+        [
+            [value] * (width - len(s)) + list(s) if left else list(s) + [value] * (width - len(s))
+            for s in sequences
+        ],
+        dtype=torch.long,
+    )
+
+
+def token_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Compute the negative log-likelihood of each label, 0 where it is IGNORE: (B, T)."""
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    labels = batch["labels"]
+    logits = model(**inputs, use_cache=False).logits  # (B, T, vocabulary)
+    losses = functional.cross_entropy(
+        logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none"
+    )
+    return losses.view_as(labels)
+
+
+def log_likelihood(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Add up the log-probabilities of `tokens` (T) in `logits` (B, T, vocabulary): (B)."""
+    log_probabilities = logits.float().log_softmax(dim=-1)
+    chosen = tokens.view(1, -1, 1).expand(len(logits), -1, 1)
+    return log_probabilities.gather(2, chosen).sum(dim=(1, 2))
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """Return the name of the forward's argument for its cache: transformers 5.24 renamed it."""
+    accepted = inspect.signature(model.forward).parameters
+    names = ("cache", "past_key_values", "cache_params")  # the last: Mamba's, before 5.24
+    return next((name for name in names if name in accepted), "past_key_values")

@@ -1,0 +1,163 @@
+"""The training settings as plain numbers: the only place where `auto` is resolved."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from tgsent.config import SIMPLET5_LEARNING_RATE, TrainingConfig
+from tgsent.errors import UnavailableError
+from tgsent.modeling.batches import Counted
+from tgsent.modeling.family import Family
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+# (maximum number of parameters, learning rate), in ascending order; docs/recipes.md has the links
+_CAUSAL = (
+    (0.5e9, 6.25e-5),  # Radford et al. 2018, fine-tuning GPT (117M)
+    (2.0e9, 2.0e-5),  # the default of TRL's SFTTrainer; Stanford Alpaca, LLaMA 7B
+    (math.inf, 1.0e-5),  # Stanford Alpaca, LLaMA 13B
+)
+_SEQ2SEQ = (
+    (1.0e9, 3.0e-4),  # Hugging Face's T5 guide: 1e-4 and 3e-4 work with AdamW
+    (math.inf, 1.0e-4),  # the same
+)
+_CAUSAL_LORA = 2.0e-4  # Hu et al. 2021, GPT-2; Dettmers et al. 2023, models of 7B and 13B
+_SEQ2SEQ_LORA = 3.0e-4  # adapters need no lower rate than the model itself, whatever its size
+_TINY = 1.0e-3  # measured: all three tiny models learn; above it two collapse in some runs
+_RANDOM = 3.0e-4  # a usual value for training from nothing, not a measured one
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that the training loop is told beside model, examples and seed."""
+
+    device: str
+    """`cpu`, `cuda` or `mps`."""
+    precision: Precision
+    epochs: int
+    batch_size: int
+    """Examples per optimizer step."""
+    parts: int
+    """Parts in which a batch is computed to save memory."""
+    steps_per_epoch: int
+    warmup_steps: int
+    learning_rate: float
+    """The highest one, at the end of the warm-up."""
+    weight_decay: float
+    max_grad_norm: float | None
+    """None: gradients are not clipped."""
+    counted: Counted
+    """Tokens that count in the loss."""
+    pad_to: int | None
+    """None: each batch is padded to its longest text, and made of texts of about one length."""
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of all epochs."""
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def padding(self) -> Literal["longest", "max_tokens"]:
+        """Return the value of `training.padding` that this is."""
+        return "longest" if self.pad_to is None else "max_tokens"
+
+
+def resolve(training: TrainingConfig, family: Family, parameters: int, examples: int) -> Recipe:
+    """Resolve the settings for a model with so many parameters and so many training examples.
+
+    Adapters are not counted in `parameters`. Raises UnavailableError for a device or precision
+    that this machine does not have.
+    """
+    native = training.backend == "native"
+    device = resolve_device(training.device)
+    steps_per_epoch = math.ceil(examples / training.batch_size)
+    padding, max_grad_norm = training.padding, training.max_grad_norm
+    if padding == "auto":
+        padding = "longest" if native else "max_tokens"
+    if max_grad_norm == "auto":
+        max_grad_norm = 1.0 if native else None
+    return Recipe(
+        device=device,
+        precision=resolve_precision(training, device),
+        epochs=training.epochs,
+        batch_size=training.batch_size,
+        parts=training.gradient_accumulation,
+        steps_per_epoch=steps_per_epoch,
+        warmup_steps=_warmup_steps(training, training.epochs * steps_per_epoch),
+        learning_rate=_learning_rate(training, family, parameters),
+        weight_decay=training.weight_decay,
+        max_grad_norm=max_grad_norm,
+        counted="padded" if training.loss_on_padding else training.loss,
+        pad_to=training.max_tokens if padding == "max_tokens" else None,
+    )
+
+
+def resolve_device(device: str) -> str:
+    """Return `cpu`, `cuda` or `mps`; raise UnavailableError where this machine does not have it."""
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if device == "auto":
+        return next(name for name, there in available.items() if there)
+    if not available[device]:
+        raise UnavailableError(
+            f"training.device: there is no {device} device on this machine;"
+            " take what there is with --set training.device=auto"
+        )
+    return device
+
+
+def resolve_precision(training: TrainingConfig, device: str) -> Precision:
+    """Return the precision in which a model is trained on this device.
+
+    `auto` is bf16 where the device computes it natively, but fp32 for tiny models, whose matrices
+    are too small to gain from it, and with the package SimpleT5. Raises UnavailableError for fp16
+    without a cuda device.
+    """
+    precision = training.precision
+    if precision == "fp16" and device != "cuda":
+        raise UnavailableError(
+            f"training.precision: fp16 needs a cuda device, and this run is on {device};"
+            " take bf16, fp32 or auto"
+        )
+    if precision != "auto":
+        return precision
+    if training.init == "tiny" or training.backend == "simplet5":
+        return "fp32"
+    if device == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # oneDNN also takes bf16 on processors that only emulate it, several times slower
+        native = device == "cpu" and (
+            torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001
+        )
+    return "bf16" if native else "fp32"
+
+
+def _learning_rate(training: TrainingConfig, family: Family, parameters: int) -> float:
+    if training.backend == "simplet5":
+        return SIMPLET5_LEARNING_RATE
+    if training.learning_rate != "auto":
+        return training.learning_rate
+    if training.init == "tiny":
+        return _TINY
+    if training.init == "random":
+        return _RANDOM
+    if training.lora is not None:
+        return _SEQ2SEQ_LORA if family.is_seq2seq else _CAUSAL_LORA
+    table = _SEQ2SEQ if family.is_seq2seq else _CAUSAL
+    return next(rate for most, rate in table if parameters <= most)
+
+
+def _warmup_steps(training: TrainingConfig, total_steps: int) -> int:
+    """Return the number of steps; below 1, the setting is a share of all steps."""
+    warmup = training.warmup_steps
+    if warmup == "auto":
+        warmup = 0.1 if training.backend == "native" else 0.0
+    return round(warmup * total_steps) if warmup < 1 else int(warmup)
