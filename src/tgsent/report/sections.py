@@ -1,4 +1,4 @@
-"""What the report of a run tells, section by section."""
+"""The content of a report, section by section."""
 
 from __future__ import annotations
 
