@@ -597,8 +597,8 @@ def test_several_runs_are_put_in_one_table_or_it_is_said_why_not(finished: Path,
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("runs/default/gpt2",), "is no run folder, as it holds no manifest.json"),
-        (("nowhere",), "is no run folder"),
+        (("runs/default/gpt2",), "is not a run folder: it has no manifest.json"),
+        (("nowhere",), "is not a run folder"),
         ((), "Missing argument"),
         (("runs/default", "--format", "pdf"), "'pdf' is not one of"),
         (("runs/default", "-o", "report.pdf"), "name the format with --format, or by one of .md"),

@@ -1,4 +1,4 @@
-"""Everything that tgsent can refuse or fail at, each with its exit code.
+"""The errors that a user may see, each with its exit code.
 
 TgsentError                    1
  ├── ConfigError               2  the command or the config is wrong: nothing was run
@@ -52,13 +52,13 @@ class RunFolderError(TgsentError):
 
 
 class UnavailableError(TgsentError):
-    """Weights, data or a program that this run needs cannot be had."""
+    """Weights, data or a program that this run needs are not available."""
 
     exit_code = 3
 
 
 class TrialError(TgsentError):
-    """One trial cannot go on; `details` are for the file beside its results."""
+    """One trial failed; `details` are for the file beside its results."""
 
     def __init__(self, message: str, details: str = "") -> None:
         super().__init__(message)
@@ -66,7 +66,7 @@ class TrialError(TgsentError):
 
 
 class DivergedError(TrialError):
-    """Training came to numbers that are not finite; every process of the trial sees it."""
+    """A loss or a weight is not finite; every process of the trial raises it."""
 
 
 class ProcessLostError(TgsentError):

@@ -93,7 +93,7 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a model said about one test text."""
+    """The answer of a model to one test text."""
 
     text: str
     label: str
@@ -197,7 +197,7 @@ class Failure:
 
 
 class Progress(Protocol):
-    """Where long work reports to; the command line decides how it looks."""
+    """Where long work reports its progress."""
 
     def task(self, name: str, total: int) -> AbstractContextManager[Task]:
         """Show one piece of work of `total` examples while the context is open."""

@@ -20,7 +20,7 @@ def printable(text: str) -> str:
 
 
 def message(text: str) -> str:
-    """Make `text` printable, without secrets and without the middle of very long lines."""
+    """Return `text` printable, without secrets and without the middle of very long lines."""
     return "\n".join(map(_shortened, printable(without_secrets(text)).split("\n")))
 
 

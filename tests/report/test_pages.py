@@ -119,7 +119,7 @@ def test_both_pages_tell_the_whole_story(folder: Path, page: str, markdown: str)
             assert " ".join(printable("".join(example)).split()) in text
             assert json.dumps(printable(example[0]), ensure_ascii=False) in markdown
     for told in (
-        "expected calibration error", "truncated texts (tokens lost)",
+        "expected calibration error", "texts were truncated to training.max",
         "Texts that most models got wrong",
         "Wrong answers that tfidf was surest of", "Time and memory", "learning_rate",
         "warmup_steps, resolved", "max_grad_norm, resolved", "padding, resolved",

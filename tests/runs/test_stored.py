@@ -78,10 +78,10 @@ def test_reasons_of_failures_are_kept_until_the_trial_is_finished(copy: Path) ->
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("manifest.json", None, "is no run folder, as it holds no manifest.json"),
+        ("manifest.json", None, "is not a run folder: it has no manifest.json"),
         ("manifest.json", "{", "manifest.json: is not the JSON that a run wrote there"),
         ("manifest.json", "[]", "manifest.json: is not the JSON that a run wrote there"),
-        ("config.yaml", None, "is no run folder, as it holds no config.yaml"),
+        ("config.yaml", None, "is not a run folder: it has no config.yaml"),
         ("manifest.json", "{}", "manifest.json: is not the manifest of a run"),
         ("manifest.json", '{"data": {}}', "manifest.json: is not the manifest of a run"),
     ],
@@ -108,7 +108,7 @@ def test_runs_on_the_same_texts_stand_side_by_side(run: Path, tmp_path: Path) ->
     assert pages.html(result, found).count("command of ") == 2
     assert len(result.comparisons) == 6
     assert found.specs["gpt2"].model == "gpt2"
-    with pytest.raises(RunFolderError, match="the same run folder stands twice"):
+    with pytest.raises(RunFolderError, match="the same run folder is given twice"):
         stored.combine([stored.read(run), stored.read(run)])
     again = run_folders.make(tmp_path / "again", models=("tfidf",), trials=1)
     assert f"tfidf ({run})" in stored.combine([stored.read(run), stored.read(again)]).trials
@@ -130,7 +130,7 @@ def test_runs_on_other_texts_do_not(override: str, reason: str, run: Path, tmp_p
     if not reason:  # without a sample its seed changes nothing
         stored.combine([stored.read(run), stored.read(other)])
         return
-    with pytest.raises(RunFolderError, match="cannot stand in one table") as caught:
+    with pytest.raises(RunFolderError, match="cannot be compared in one table") as caught:
         stored.combine([stored.read(run), stored.read(other)])
     assert reason in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 3

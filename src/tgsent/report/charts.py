@@ -112,7 +112,7 @@ class _Scale:
 
     @classmethod
     def over(cls, values: Iterable[float], start: float, end: float) -> _Scale:
-        """Take all values in, and whole ticks at both ends."""
+        """Return a scale over all values, with whole ticks at both ends."""
         values = list(values)
         low, high = min(values, default=0.0), max(values, default=1.0)
         if high - low < 1e-9:
@@ -137,7 +137,7 @@ class _Scale:
 
 
 def _step(low: float, high: float) -> float:
-    """Give a step of 1, 2 or 5 times a power of ten, for four to eight ticks."""
+    """Return a step of 1, 2 or 5 times a power of ten, for four to eight ticks."""
     raw = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(raw))
     return next(n * power for n in (1, 2, 5, 10) if n * power >= raw * 0.999)
@@ -173,7 +173,7 @@ def _text(x: float, y: float, text: str, kind: str = "", anchor: str = "start") 
 
 
 def _short(text: str) -> str:
-    """Cut what would not fit the drawing."""
+    """Truncate what would not fit the drawing."""
     return text if len(text) <= _MOST_LETTERS else f"{text[: _MOST_LETTERS - 2]} …"
 
 

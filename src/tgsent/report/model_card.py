@@ -93,7 +93,7 @@ def _front_matter(
 
 
 def _base_model(spec: TrialSpec) -> str | None:
-    """Give the Hub id of the model whose weights the training started from, if it has one."""
+    """Return the Hub id of the model whose weights the training started from, if it has one."""
     if spec.training.init != "pretrained":
         return None
     if alias := alias_of(spec.model):
@@ -148,7 +148,7 @@ def _printed(spec: TrialSpec) -> list[str]:
 
 
 def _search(spec: TrialSpec) -> str:
-    """Write how the answers were searched for, where it was not greedily."""
+    """Write the arguments of the search, where it was not greedy."""
     package = spec.training.simplet5
     if spec.training.backend == "native":
         return ""
@@ -159,12 +159,12 @@ def _search(spec: TrialSpec) -> str:
 
 
 def _caveats(spec: TrialSpec) -> list[str]:
-    """Say where the snippet departs from the evaluation."""
+    """Return where the snippet differs from the evaluation."""
     lines = [
-        "Text and template are encoded in parts, as they were in training, and a long text is cut"
-        " at its end. A text that spells out one of the tokenizer's special tokens is plain"
-        " characters in the scores, and that token here. An answer that is no label counts as"
-        " wrong in the scores.",
+        "Text and template are encoded in parts, as they were in training, and a long text is"
+        " truncated at its end. A text that spells out one of the tokenizer's special tokens is"
+        " plain characters in the scores, and that token here. An answer that is no label counts"
+        " as wrong in the scores.",
     ]
     if spec.evaluation.decoding != "free":
         lines.append(
@@ -236,7 +236,7 @@ def _training(spec: TrialSpec, metrics: TrialMetrics) -> list[str]:
     return _table(
         [
             *[(f"`{key}`", code(json.dumps(value))) for key, value in settings.items()],
-            *[(f"{key}, as it was", f"`{getattr(metrics, key)}`") for key in resolved],
+            *[(f"{key}, resolved", f"`{getattr(metrics, key)}`") for key in resolved],
             ("parameters", f"{metrics.parameters:,}"),
             ("trained parameters", f"{metrics.trainable_parameters:,}"),
         ]
@@ -254,7 +254,7 @@ def _code(text: str) -> str:
 
 
 def _name(data: DataSummary) -> str:
-    """Give the file's name alone: where it lay on this machine is nobody's business."""
+    """Return the name of the data file, without its folders, which are private."""
     return re.split(r"[/\\]", data.source)[-1]
 
 

@@ -117,7 +117,7 @@ def collect(
     predictions: Mapping[tuple[str, int], Sequence[Prediction]],
     manifest: Manifest,
 ) -> Results:
-    """Put the results together; failed trials are in no mean.
+    """Compute the results; failed trials are in no mean.
 
     `predictions` are those of every finished trial; without any, as while a run goes on, there are
     neither intervals over test texts nor comparisons.
@@ -149,7 +149,7 @@ def collect(
 
 
 def of_runs(run: StoredRun) -> Results:
-    """Put the results together from what run folders hold."""
+    """Compute the results of what run folders hold."""
     return collect(run.name, run.trials, run.failed, run.predictions, run.manifest)
 
 
@@ -197,7 +197,7 @@ def _pairs_to_compare(scores: Mapping[str, Mapping[int, float]]) -> list[tuple[s
 
 
 def verdict(models: Sequence[ModelResults], comparisons: Sequence[Comparison]) -> list[str]:
-    """Say in two sentences which model is best, and whether that is more than chance.
+    """Return two sentences: which model is best, and whether that is more than chance.
 
     The best is chosen by the trials that all models have.
     """

@@ -1,4 +1,4 @@
-"""What the report of a run tells, section by section."""
+"""The content of a report, section by section."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tgsent.report.blocks import Block, Bullets, Figure, Section, Table, Text, V
 from tgsent.report.figures import curves, differences, forest, is_majority, reliability
 from tgsent.report.results import ModelResults, Results
 from tgsent.report.tables import MOST_TRIALS, number
-from tgsent.runs.manifest import SweepReport
+from tgsent.runs.manifest import Manifest, SweepReport
 from tgsent.runs.metrics import TrialMetrics
 from tgsent.runs.stored import StoredRun
 
@@ -53,21 +53,7 @@ def _if_any(block: Table | Figure | None, *before: Block) -> list[Block]:
 
 
 def _scores(results: Results, run: StoredRun) -> Section:
-    rows = []
-    for model in results.models:
-        published, ours = results.published.get(model.model), model.macro_f1.mean
-        if published is not None and ours is not None:
-            difference = f"{100 * (ours - published):+.1f} points"
-            rows.append([model.model, number(published, 3), number(ours), difference])
-    article = Table(["model", "article", "this run", "difference"], rows)
-    return Section(
-        "Scores",
-        [
-            tables.score_table(results),
-            *_if_any(forest(results, run)),
-            *_if_any(article, Text("heading", "Beside the article")),
-        ],
-    )
+    return Section("Scores", [tables.score_table(results), *_if_any(forest(results, run))])
 
 
 def _comparisons(results: Results, run: StoredRun) -> Section:
@@ -230,7 +216,7 @@ def _costs(scored: Sequence[ModelResults]) -> Table:
 
 def _texts(results: Results, scored: Sequence[ModelResults], run: StoredRun) -> Section:
     models = [model for model in scored if not is_majority(model, run)]
-    blocks: list[Block] = [_text_counts(results, scored)]
+    blocks: list[Block] = [_text_counts(results.manifest)]
     blocks += _if_any(
         _common_mistakes(models, run), Text("heading", "Texts that most models got wrong")
     )
@@ -241,8 +227,8 @@ def _texts(results: Results, scored: Sequence[ModelResults], run: StoredRun) -> 
     return Section("Texts", blocks)
 
 
-def _text_counts(results: Results, scored: Sequence[ModelResults]) -> Table:
-    data = results.manifest.data
+def _text_counts(manifest: Manifest) -> Table:
+    data = manifest.data
     rows = [
         ["rows in the data", f"{data.rows:,}"],
         ["of these, repeats of an earlier text", f"{data.duplicates:,}"],
@@ -254,16 +240,8 @@ def _text_counts(results: Results, scored: Sequence[ModelResults]) -> Table:
             f"trial {split.trial}: training, test, in both",
             f"{split.n_train:,}, {split.n_test:,}, {split.overlap:,}",
         ]
-        for split in results.manifest.splits[:MOST_TRIALS]
+        for split in manifest.splits[:MOST_TRIALS]
     ]
-    for model in scored:
-        truncated = sum(trial.truncated for trial in model.trials)
-        tokens = sum(trial.truncated_tokens for trial in model.trials)
-        unparsed = sum(trial.unparsed for trial in model.trials)
-        rows.append(
-            [f"{model.model}: truncated texts (tokens lost)", f"{truncated:,} ({tokens:,})"]
-        )
-        rows.append([f"{model.model}: answers that are no label", f"{unparsed:,}"])
     return Table(["", "number"], rows)
 
 

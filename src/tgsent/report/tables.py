@@ -169,13 +169,13 @@ def notes(results: Results) -> list[str]:
 
 
 def sentences(results: Results) -> list[str]:
-    """Say which model is best, and of every pair whether that is more than chance."""
+    """Return the verdict, the comparisons of all pairs, and the signature."""
     said = [" ".join(results.verdict), *(one.sentence for one in results.comparisons)]
     return [*said, *map(sweep_sentence, results.manifest.sweep), results.signature]
 
 
 def sweep_sentence(sweep: SweepReport) -> str:
-    """Say how the settings of a model were chosen, and how biased its score is for that."""
+    """Return how the settings of a model were chosen, with the bias of that choice."""
     settings = ", ".join(f"{key}={json_line(value)}" for key, value in sweep.settings.items())
     about = "about" if len(sweep.n_train) == 1 else "at least about"
     return (

@@ -33,7 +33,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self, *, wait_seconds: float = 0) -> Iterator[None]:
-        """Keep other runs out while the context is open; wait so long for them, -1 for ever.
+        """Lock the folder while the context is open; `wait_seconds` of -1 waits for ever.
 
         The operating system frees the lock of a process that dies. Raises RunFolderError where
         another run has it or the folder cannot be written.
@@ -45,7 +45,7 @@ class RunFolder:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=wait_seconds, poll_interval=0.02)
         except filelock.Timeout:
-            if not place.exists():  # what keeps it from being made is not always told
+            if not place.exists():  # an error in making it may look like a timeout
                 raise RunFolderError(f"{self.path.parent}: no file can be written here") from None
             raise RunFolderError(
                 f"{self.path}: {_holder(place)} is writing to this folder;"
@@ -65,10 +65,10 @@ class RunFolder:
 
     @contextlib.contextmanager
     def trial_locked(self, spec: TrialSpec) -> Iterator[None]:
-        """Keep other processes from running the same trial while the context is open.
+        """Lock a trial while the context is open, so that no other process runs it.
 
-        The lock's file is removed by whoever finishes the trial, and whoever then still gets hold
-        of it sees that. Raises RunFolderError where another process is at it.
+        The process that finishes the trial removes the file of the lock. Raises RunFolderError
+        where another process has the lock.
         """
         place = self._trial_lock(spec)
         with storage_errors(place):
@@ -90,7 +90,7 @@ class RunFolder:
         return self.trial_folder(spec) / ".lock"
 
     def move_aside(self) -> Path | None:
-        """Put the old results out of the way of a fresh start; returns where they are now."""
+        """Rename the folder with the old results, if there is one; return its new path."""
         if not self.path.exists():
             return None
         stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -118,7 +118,7 @@ class RunFolder:
         self.write(name, to_json(value))
 
     def tidy(self, spec: TrialSpec, *, finished: bool) -> None:
-        """Remove what a killed run could not: half-written files, a finished trial's leftovers."""
+        """Remove what a killed run left: half-written files, a finished trial's checkpoints."""
         folder = self.trial_folder(spec)
         for stale in (*folder.glob(".*.tmp"), *folder.glob("checkpoint/.*.tmp")):
             with storage_errors(stale):
@@ -130,15 +130,15 @@ class RunFolder:
             self._remove_leftovers(spec)
 
     def trial_folder(self, spec: TrialSpec) -> Path:
-        """Where the files of a trial are."""
+        """Return the folder of a trial."""
         return self.path / spec.name / f"trial-{spec.trial}"
 
     def checkpoint_folder(self, spec: TrialSpec) -> Path:
-        """Where the state of a trial's training is, until the trial is finished."""
+        """Return the folder of a trial's checkpoints, which a finished trial does not have."""
         return self.trial_folder(spec) / "checkpoint"
 
     def tracker_folder(self, spec: TrialSpec) -> Path:
-        """Where trackers put their files about a trial."""
+        """Return the folder for the files of a trial's trackers."""
         return self.trial_folder(spec) / "trackers"
 
     def _remove_leftovers(self, spec: TrialSpec) -> None:
@@ -182,14 +182,14 @@ class RunFolder:
         return [json.loads(line) for line in content.splitlines()]
 
     def other_trials(self, specs: Sequence[TrialSpec]) -> list[str]:
-        """Name the finished trials in the folder that are none of `specs`."""
+        """Return the finished trials in the folder that are not among `specs`."""
         ours = {self.trial_folder(spec) for spec in specs}
         found = sorted(path.parent for path in self.path.glob("*/trial-*/metrics.json"))
         return [str(path.relative_to(self.path)) for path in found if path not in ours]
 
     @contextlib.contextmanager
     def model_folder(self, spec: TrialSpec) -> Iterator[Path | None]:
-        """Lend a folder to save the model of a trial in, which `write_trial` puts in its place."""
+        """Yield a temporary folder for the model of a trial, which `write_trial` then keeps."""
         if not spec.save_model:
             yield None
             return
@@ -215,7 +215,7 @@ class RunFolder:
     def write_trial(self, spec: TrialSpec, result: TrialResult, model: Path | None = None) -> None:
         """Write all files of a finished trial; `metrics.json` comes last and makes it finished.
 
-        `model` is the folder that `model_folder` has lent, where a model was saved in it.
+        `model` is the folder of `model_folder`, if a model was saved in it.
         """
         folder = self.trial_folder(spec)
         if model is not None:
@@ -233,13 +233,13 @@ class RunFolder:
 
 
 def _sign(lock: Path) -> None:
-    """Name this process in a lock's file, for those who find it locked."""
+    """Write the name of this process to the file of a lock, for the errors of others."""
     with storage_errors(lock):
         lock.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", "utf-8")
 
 
 def _holder(lock: Path) -> str:
-    """Name the process that holds a lock, as it named itself."""
+    """Return the name of the process that has a lock."""
     with contextlib.suppress(OSError, ValueError):
         if holder := lock.read_text("utf-8").strip():
             return holder

@@ -49,9 +49,9 @@ def predictions_csv(
 def prediction_lines(
     predictions: Iterable[tuple[int, Prediction]], spec: TrialSpec, *, as_json: bool
 ) -> Iterator[str]:
-    """Write answers to texts whose label nobody knows: as CSV with a header, or as JSON lines.
+    """Write answers to texts without labels: as CSV with a header, or as JSON lines.
 
-    Each comes with the number of the line that its text is on.
+    Each answer comes with the line number of its text.
     """
     if not as_json:
         names = [f"p_{label}" for label in spec.labels]
@@ -100,13 +100,13 @@ def read_predictions(content: str, *, escaped: bool) -> list[Prediction]:
     ]
 
 
-# What spreadsheets take for the beginning of a formula, or skip on the way to one (OWASP, "CSV
-# Injection"), after apostrophes: so that taking one apostrophe away undoes it in every case.
+# What spreadsheets take for the start of a formula, or skip before one (OWASP, "CSV Injection").
+# Apostrophes may precede it, so that removing one apostrophe always undoes the escape.
 _FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
 
 def escape_formula(cell: str) -> str:
-    """Write an apostrophe before what a spreadsheet could run; it then takes it for a text."""
+    """Put an apostrophe before what a spreadsheet could run, so that it is text there."""
     return f"'{cell}" if _FORMULA.match(cell) else cell
 
 

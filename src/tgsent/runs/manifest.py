@@ -31,7 +31,7 @@ _PACKAGES = (
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Which model a row of the table is."""
+    """The model behind a row of the table."""
 
     name: str
     model: str

@@ -1,7 +1,7 @@
 """The signature: one line that names everything a score depends on, and nothing else.
 
-Two scores are comparable when they differ in nothing but the model and its recipe; two runs whose
-signatures are equal are the same experiment, and on one machine give the same numbers. The idea is
+Two scores are comparable when they differ only in the model and its training config; two runs with
+equal signatures are the same experiment, and on one machine give the same numbers. The idea is
 sacrebleu's (Post 2018).
 """
 
@@ -21,7 +21,7 @@ _SHOWN = 3
 
 
 def of_trial(spec: TrialSpec, split: Split, commit: str | None, precision: str) -> str:
-    """Sign one trial; `precision` is what it was trained in."""
+    """Return the signature of a trial; `precision` is the one it was trained in."""
     settings = spec.settings
     model = f"{spec.model}@{commit[:12]}" if commit else spec.model
     parts = {
@@ -49,7 +49,7 @@ def _decoding(spec: TrialSpec) -> str:
 
 
 def of_run(trials: Iterable[str]) -> str:
-    """Sign a run by the signatures of its trials: what they share, and what differs in short."""
+    """Return the signature of a run: what its trials share, and a hash of what differs."""
     values: dict[str, dict[str, None]] = {}  # in the order found, each once
     for signature in trials:
         for part in signature.split("|"):

@@ -1,4 +1,4 @@
-"""Run folders read back, also while a run goes on, and put side by side."""
+"""Read run folders back, also while a run goes on, and combine them."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def read(path: Path) -> StoredRun:
 
 
 def combine(runs: Sequence[StoredRun]) -> StoredRun:
-    """Put several runs side by side, as one; a model that is in several is named by its run.
+    """Combine several runs into one; a model that is in several is named by its run.
 
     Raises RunFolderError, with the reason, where they did not test the same texts.
     """
@@ -119,7 +119,7 @@ def combine(runs: Sequence[StoredRun]) -> StoredRun:
     if not others:
         return first
     if len({run.paths[0].resolve() for run in runs}) < len(runs):
-        raise RunFolderError(f"the same run folder stands twice in {_paths(runs)}")
+        raise RunFolderError(f"the same run folder is given twice: {_paths(runs)}")
     for other in others:
         _check_comparable(first, other)
     models = sum(len(run.trials) for run in runs)
@@ -231,7 +231,7 @@ def _manifest(path: Path) -> Manifest:
         values = json.loads(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise RunFolderError(
-            f"{path}: is no run folder, as it holds no {file.name};"
+            f"{path}: is not a run folder: it has no {file.name};"
             " name the folder that a run wrote, such as runs/default"
         ) from None
     except OSError as error:
@@ -249,7 +249,7 @@ def _manifest(path: Path) -> Manifest:
 def _config(path: Path) -> RunConfig:
     file = path / "config.yaml"
     if not file.is_file():
-        raise RunFolderError(f"{path}: is no run folder, as it holds no config.yaml")
+        raise RunFolderError(f"{path}: is not a run folder: it has no config.yaml")
     config = configs.load(str(file))
     lacking = [
         f"{'.'.join(map(str, keys))}={json_line(value)}"
@@ -304,7 +304,7 @@ def _names(runs: Sequence[StoredRun]) -> list[dict[str, str]]:
 
 def _check_comparable(first: StoredRun, other: StoredRun) -> None:
     """Raise RunFolderError where two runs did not classify the same texts."""
-    where = f"{first.paths[0]} and {other.paths[0]} cannot stand in one table"
+    where = f"{first.paths[0]} and {other.paths[0]} cannot be compared in one table"
     if (one := first.manifest.data.labels) != (two := other.manifest.data.labels):
         raise RunFolderError(f"{where}: their labels are {', '.join(one)} and {', '.join(two)}")
     texts = {split.trial: (split.sha256, split.extra_sha256) for split in first.manifest.splits}
