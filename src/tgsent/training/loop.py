@@ -1,4 +1,8 @@
-"""The training loop, the only one. It reads from top to bottom; `auto` is resolved before it."""
+"""The training loop, the only one.
+
+`train` goes through epochs and batches; `take_step` does one step: forward, backward, clip, step.
+Then come log and checkpoint. All settings are plain numbers here: `recipe.py` resolves them.
+"""
 
 from __future__ import annotations
 
@@ -123,8 +127,8 @@ def _compute_gradients(
 ) -> float:
     """Run forward and backward; return the mean loss per counted token of the whole batch.
 
-    Loss and gradients do not depend on the number of parts, nor on how many processes share the
-    batch: of n processes, each computes every n-th text.
+    Apart from rounding and dropout, neither loss nor gradients depend on the number of parts or of
+    processes. Of n processes, each computes every n-th text.
     """
     texts = batch[distributed.rank() :: distributed.world_size()]
     # a process that is left without a text computes one that does not count, because all processes
@@ -138,9 +142,9 @@ def _compute_gradients(
     batch_loss = 0.0
     for part in parts:
         inputs = {name: tensor.to(state.accelerator.device) for name, tensor in part.items()}
-        losses = token_losses(state.model, inputs)  # (B, T), 0 where a token does not count
+        losses = token_losses(state.model, inputs)  # forward: (B, T), 0 for uncounted tokens
         loss = weight * losses.sum() / all_tokens  # (), this part's share of the mean
-        state.accelerator.backward(loss)  # adds to the gradients
+        state.accelerator.backward(loss)  # adds to the gradients of the parts before
         batch_loss += loss.item()
     distributed.all_reduce([p.grad for p in state.model.parameters() if p.grad is not None])
     (batch_loss,) = distributed.sums(batch_loss)
