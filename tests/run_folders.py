@@ -8,7 +8,6 @@ from pathlib import Path
 from tgsent.config import load
 from tgsent.data.dataset import load_dataset, make_splits
 from tgsent.experiment import execute
-from tgsent.progress import Quiet
 
 # what pages must not obey: each text holds one, and so does a label
 HOSTILE = (
@@ -54,5 +53,5 @@ def make(
     )  # fmt: skip
     dataset = load_dataset(config.data)
     splits = make_splits(dataset, config)
-    execute.run(config, dataset, splits, fresh=False, command=["tgsent"], progress=Quiet())
+    execute.run(config, dataset, splits)
     return config.folder

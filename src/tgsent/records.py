@@ -131,6 +131,8 @@ class Outcome:
     """Warnings about texts that the model cannot read."""
     label_prior: tuple[float, ...] | None = None
     """Prior that label probabilities were divided by, in the order of the labels."""
+    is_constant: bool = False
+    """Whether it is by design that every text gets the same label."""
 
 
 @dataclass(frozen=True, slots=True)

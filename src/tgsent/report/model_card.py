@@ -148,8 +148,8 @@ def _printed(spec: TrialSpec) -> list[str]:
 
 def _search(spec: TrialSpec) -> str:
     """Write how the answers were searched for, where it was not greedily."""
-    package = spec.training.simplet5
-    if spec.training.backend == "native":
+    package = spec.training.package
+    if package is None:
         return ""
     return (
         f", num_beams={package.num_beams}, early_stopping=True,"
