@@ -50,7 +50,8 @@ from transformers import (
     trainer_pt_utils,
 )
 
-from tgsent.backends.simplet5 import package
+from tgsent.backends import TrialFolders
+from tgsent.backends.simplet5.package import SimpleT5
 from tgsent.backends.simplet5.worker import peak_memory
 from tgsent.config import DataConfig, EvaluationConfig, PromptConfig, TrainingConfig, TrialSpec
 from tgsent.data.dataset import load_dataset
@@ -413,12 +414,6 @@ def run_simplet5(bench: Bench, test: Sequence[Example], target_max_tokens: int) 
 
     The package pads to the article's 300 tokens.
     """
-    loaded = bench.load()
-    start, folder = bench.folder / "start", bench.folder / "work"
-    loaded.model.save_pretrained(start)
-    loaded.tokenizer.save_pretrained(start)
-    folder.mkdir()
-    del loaded
     device = bench.resolved_device if bench.resolved_device == "cuda" else "cpu"
     spec = bench.spec(
         backend="simplet5",
@@ -438,9 +433,7 @@ def run_simplet5(bench: Bench, test: Sequence[Example], target_max_tokens: int) 
         def line(self, text: str) -> None:
             del text
 
-    outcome = package.train_and_answer(
-        spec, bench.split(train, test), start, folder, Clocks(), None
-    )
+    outcome = SimpleT5().run(spec, bench.split(train, test), Clocks(), TrialFolders())
     return clocks, outcome
 
 

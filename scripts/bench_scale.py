@@ -62,13 +62,12 @@ def measure(trials: int, folder: Path) -> bool:
     show("splits made", time.perf_counter() - started, f"{config.trials:,} of 400 texts")
 
     cluster = IdleCluster(config.trial_specs(dataset.labels)[-1], splits)
-    about: dict[str, Any] = {"fresh": False, "command": ["tgsent"], "progress": Quiet()}
     with mock.patch.object(ray_engine, "attempts", cluster.attempts):
-        execute.run(config, dataset, splits, **about)
+        execute.run(config, dataset, splits)
     speed = len(cluster.memory) / cluster.seconds
     show("trials finished", cluster.seconds, f"{speed:.0f} a second")
     started = time.perf_counter()
-    execute.run(config, dataset, splits, **about)
+    execute.run(config, dataset, splits)
     show("nothing left to do", time.perf_counter() - started, "found finished, and reported")
     tenth = len(cluster.memory) // 10
     growth = (cluster.memory[-1] - cluster.memory[tenth]) / (len(cluster.memory) - tenth)

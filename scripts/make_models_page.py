@@ -14,10 +14,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from architectures import ARCHITECTURES, Architecture, make_folder
-from tgsent.backends import checks
 from tgsent.config.aliases import ALIASES
 from tgsent.errors import ConfigError
-from tiny_models import tiny_spec
+from tiny_models import check, tiny_spec
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 INTRODUCTION = """\
@@ -71,7 +70,7 @@ def error(architecture: Architecture) -> str:
     with tempfile.TemporaryDirectory() as folder:
         make_folder(architecture, Path(folder))
         try:
-            checks.check(tiny_spec(folder, training={"init": "random"}))
+            check(tiny_spec(folder, training={"init": "random"}))
         except ConfigError as refused:
             return str(refused).replace(folder, "MODEL")
     raise AssertionError(f"{architecture.model_type} is not refused")

@@ -149,15 +149,15 @@ class Place:
 
     @contextlib.contextmanager
     def _counting(self) -> Iterator[None]:
-        from tgsent.experiment import trial
+        from tgsent.backends.native import Native
         from tgsent.runs import folder
         from tgsent.training import loop
 
-        run_trial, write_trial, step = trial.run_trial, folder.RunFolder.write_trial, loop.take_step
+        run_trial, write_trial, step = Native.run, folder.RunFolder.write_trial, loop.take_step
 
-        def counted_trial(spec: Any, *args: Any, **named: Any) -> Any:
+        def counted_trial(backend: Native, spec: Any, *args: Any) -> Any:
             self.note(f"start {spec.title}")
-            return run_trial(spec, *args, **named)
+            return run_trial(backend, spec, *args)
 
         def counted_write(folder: Any, spec: Any, *args: Any) -> None:
             write_trial(folder, spec, *args)
@@ -169,7 +169,7 @@ class Place:
             return step(*args)
 
         with (
-            mock.patch.object(trial, "run_trial", counted_trial),
+            mock.patch.object(Native, "run", counted_trial),
             mock.patch.object(folder.RunFolder, "write_trial", counted_write),
             mock.patch.object(loop, "take_step", counted_step),
         ):

@@ -11,7 +11,6 @@ from tgsent.config import load
 from tgsent.data.dataset import load_dataset
 from tgsent.data.splits import TrialSplits
 from tgsent.experiment import execute
-from tgsent.progress import Quiet
 from tgsent.records import LabelScores, SplitSummary
 from tgsent.runs.manifest import DataSummary, Manifest
 from tgsent.runs.metrics import TrialMetrics
@@ -59,8 +58,7 @@ def make(
         ],
     )  # fmt: skip
     dataset = load_dataset(config.data)
-    splits = TrialSplits(dataset, config)
-    execute.run(config, dataset, splits, fresh=False, command=["tgsent"], progress=Quiet())
+    execute.run(config, dataset, TrialSplits(dataset, config))
     return config.folder
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from tgsent.backends.registry import backend_of
 from tgsent.config import EvaluationConfig, PromptConfig, TrainingConfig, TrialSpec
 from tgsent.modeling import loading
 from tgsent.modeling.loading import LoadedModel
@@ -32,6 +33,13 @@ def examples(count: int, labels: tuple[str, str] = LABELS) -> list[Example]:
         opinion = _OPINIONS[kind][i // 3 % len(_OPINIONS[kind])]
         made.append(Example(f"{subject} {opinion} {'really ' * (i % 7)}no. {i}", labels[i % 2]))
     return made
+
+
+def check(spec: TrialSpec) -> tuple[str, ...]:
+    """Check a trial as a run does before it."""
+    backend = backend_of(spec)
+    backend.check_installed(spec)
+    return backend.check(spec)
 
 
 def tiny_spec(

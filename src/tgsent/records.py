@@ -185,6 +185,8 @@ class Outcome:
     """Length of a batch: that of its longest text, or `max_tokens`."""
     commit: str | None = None
     """The model's commit on the Hub; None where training started from something else."""
+    is_constant: bool = False
+    """Whether it is by design that every text gets the same label."""
 
 
 @dataclass(frozen=True, slots=True)

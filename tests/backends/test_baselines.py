@@ -29,7 +29,7 @@ def test_majority_gives_the_commonest_label_of_training() -> None:
 
 def test_majority_of_equals_is_the_first() -> None:
     majority = Majority()
-    majority.fit(SPLIT.train, LABELS)
+    majority.fit(SPLIT.train, LABELS, 1)
     assert np.argmax(majority.probabilities(["x"])[0]) == 0
 
 
@@ -44,9 +44,9 @@ def test_tfidf_learns_and_knows_how_sure_it_is() -> None:
 
 
 def test_tfidf_has_a_column_for_each_label_in_the_order_of_the_data() -> None:
-    forth, back = TfIdf(1), TfIdf(1)
-    forth.fit(SPLIT.train, LABELS)
-    back.fit(SPLIT.train, LABELS[::-1])
+    forth, back = TfIdf(), TfIdf()
+    forth.fit(SPLIT.train, LABELS, 1)
+    back.fit(SPLIT.train, LABELS[::-1], 1)
     texts = [example.text for example in SPLIT.test]
     assert forth.probabilities(texts) == pytest.approx(back.probabilities(texts)[:, ::-1])
 

@@ -19,7 +19,6 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from conftest import Cli, cli_environment
-from tgsent.backends import checks
 from tgsent.backends.simplet5 import environment, package
 from tgsent.config import PromptConfig, TrialSpec
 from tgsent.errors import ConfigError, TrialError, UnavailableError
@@ -28,7 +27,7 @@ from tgsent.experiment.trial import run_trial
 from tgsent.modeling import loading
 from tgsent.records import Split
 from tgsent.runs import stored
-from tiny_models import LABELS, Silent, examples, tiny_spec
+from tiny_models import LABELS, Silent, check, examples, tiny_spec
 
 TEXTS = examples(60)
 SPLIT = Split(1, 1, tuple(TEXTS[:48]), tuple(TEXTS[48:]), sha256="5" * 64, overlap=0)
@@ -301,11 +300,11 @@ def is_running(pid: int) -> bool:
 
 def test_only_t5_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(environment.VARIABLE, stand_in(tmp_path, ""))
-    checks.check(spec_for())
+    check(spec_for())
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     spec = tiny_spec(str(tmp_path), training={"backend": "simplet5", "init": "pretrained"})
     with pytest.raises(ConfigError, match=r'SimpleT5 trains T5, and .* of the kind "gpt2"'):
-        checks.check(spec)
+        check(spec)
 
 
 # ------------------------------------------------------------------------------------- for real

@@ -23,6 +23,7 @@ from run_folders import write_texts
 from tgsent.config import EngineConfig
 from tgsent.errors import UnavailableError
 from tgsent.experiment import ray_engine
+from tgsent.experiment.engine import EngineContext
 from tgsent.modeling import loading
 from tgsent.progress import Quiet
 
@@ -222,4 +223,5 @@ def test_a_trial_that_no_machine_has_room_for_is_refused(place: Path, cluster: C
 
 
 def begun(engine: EngineConfig) -> Iterator[Any]:
-    return ray_engine.attempts((), None, engine, {}, Quiet(), lambda *_: None)  # type: ignore[arg-type]
+    context = EngineContext(engine, None, None, {}, Quiet(), lambda *_: None)  # type: ignore[arg-type]
+    return ray_engine.attempts((), context)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,24 @@ import numpy as np
 import pytest
 
 from conftest import Cli
+from tgsent.backends import TrialFolders
+from tgsent.backends.baselines import Majority
+from tgsent.backends.native import Native
 from tgsent.config import RunConfig, TrialSpec, load
 from tgsent.data.dataset import load_dataset
 from tgsent.data.splits import TrialSplits, ValidationSplits
 from tgsent.errors import (
     ConfigError,
     DataError,
+    DivergedError,
     RunFolderError,
     TgsentError,
     UnavailableError,
 )
 from tgsent.evaluation import metrics
-from tgsent.experiment import attempt, execute, sweep, trial
-from tgsent.progress import Quiet
-from tgsent.records import Example, Failure, Prediction, Split
-from tgsent.runs.metrics import TrialResult
+from tgsent.experiment import execute, local_engine, sweep, trial
+from tgsent.experiment.execute import RunContext
+from tgsent.records import Example, Outcome, Prediction, Progress, Split
 
 LABELS = ("negative", "positive")
 Answer = Callable[[TrialSpec, Example], str]
@@ -45,40 +48,38 @@ def config(place: Path, keys: str, *more: str, models: str = "gpt2") -> RunConfi
 
 def carried_out(settings: RunConfig, **more: Any) -> dict[str, Any]:
     dataset = load_dataset(settings.data)
-    about = {"fresh": False, "command": ["tgsent"], "progress": Quiet(), **more}
-    found = sweep.run(settings, dataset, TrialSplits(dataset, settings), **about)
+    found = sweep.run(settings, dataset, TrialSplits(dataset, settings), RunContext(**more))
     return json.loads(json.dumps(found.to_json()))
 
 
 class Pretended:
-    """Stands for the attempt at a trial: answers as it is told, and remembers what was asked."""
+    """A backend that answers as it is told, takes no time, and remembers what was asked."""
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
         self.done: list[tuple[str, int]] = []
+        self.in_our_loop = True
+        self.settings = Native().settings
 
-    def __call__(
-        self, spec: TrialSpec, split: Split, progress: object, **_: object
-    ) -> TrialResult | Failure:
+    def run(self, spec: TrialSpec, split: Split, progress: Progress, folders: object) -> Outcome:
         self.done.append((spec.name, spec.trial))
         predictions = tuple(
             Prediction(one.text, one.label, said := self.answer(spec, one), f" {said}")
             for one in split.tested
         )
         if any(p.predicted == "diverged" for p in predictions):
-            return Failure("the loss is nan")
-        # everything but the scores is that of a trial that takes no time
-        plain = trial.run_trial(spec.model_copy(update={"model": "majority"}), split, Quiet())
-        scores = metrics.score(predictions, spec.labels)
-        numbers = replace(plain.metrics, **vars(scores), fingerprint=spec.fingerprint)
-        return TrialResult(numbers, predictions, ())
+            raise DivergedError("the loss is nan")
+        # everything but the answers is that of a trial that takes no time
+        outcome = Majority().run(spec, split, progress, TrialFolders())
+        return dataclasses.replace(outcome, predictions=predictions)
 
 
 @pytest.fixture
 def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[[Answer], Pretended]:
     def begin(answer: Answer) -> Pretended:
         found = Pretended(answer)
-        monkeypatch.setattr(attempt, "attempt", found)
+        for module in (local_engine, trial):
+            monkeypatch.setattr(module, "backend_of", lambda _: found)
         return found
 
     return begin
@@ -271,12 +272,11 @@ def test_a_folder_that_would_refuse_the_winner_is_told_of_before_anything_is_tra
     # the winner may be run again as it is, and it is still said how it was chosen
     kept = load(str(tmp_path / "smoke/config.yaml"))
     dataset = load_dataset(kept.data)
-    about: dict[str, Any] = {"fresh": False, "command": ["tgsent"], "progress": Quiet()}
-    again = execute.run(kept, dataset, TrialSplits(dataset, kept), **about)
+    again = execute.run(kept, dataset, TrialSplits(dataset, kept))
     assert json.loads(json.dumps(again.manifest.to_json()["sweep"])) == first["manifest"]["sweep"]
     more = kept.model_copy(update={"trials": 3})
     with pytest.raises(RunFolderError, match="that trials 1 to 2 do not test"):
-        execute.run(more, dataset, TrialSplits(dataset, more), **about)
+        execute.run(more, dataset, TrialSplits(dataset, more))
 
 
 def test_optuna_may_ask_for_what_does_not_go_together(

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from tgsent.backends import TrialFolders
 from tgsent.config import PromptConfig, TrialSpec
 from tgsent.errors import UnavailableError
 from tgsent.evaluation import metrics
@@ -34,7 +35,7 @@ MEASURED = {
 
 
 def run(spec: TrialSpec, save_to: Path | None = None, split: Split = SPLIT) -> TrialResult:
-    return run_trial(spec, split, Silent(), save_to=save_to)
+    return run_trial(spec, split, Silent(), TrialFolders(save_to))
 
 
 def scores(result: TrialResult) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from architectures import ARCHITECTURES, Architecture, make_folder
-from tgsent.backends import checks
+from tgsent.backends import TrialFolders
 from tgsent.config import EvaluationConfig, TrialSpec
 from tgsent.errors import ConfigError, UnavailableError
 from tgsent.evaluation.generate import classify
@@ -24,7 +24,7 @@ from tgsent.modeling.loading import LoadedModel
 from tgsent.modeling.prompts import PromptEncoder
 from tgsent.records import Split
 from tgsent.training import adapters
-from tiny_models import Silent, examples, set_dropout, tiny_spec
+from tiny_models import Silent, check, examples, set_dropout, tiny_spec
 
 WORKING = [a for a in ARCHITECTURES if not a.refused]
 REFUSED = [a for a in ARCHITECTURES if a.refused]
@@ -154,7 +154,7 @@ def test_it_trains_predicts_and_is_saved_as_a_plain_folder(
 ) -> None:
     spec = spec_of(folder, lora=lora, learning_rate=1e-2)
     split = Split(1, 1, tuple(TEXTS), tuple(TEXTS[:4]), "sha", 0)
-    result = run_trial(spec, split, Silent(), save_to=tmp_path)
+    result = run_trial(spec, split, Silent(), TrialFolders(tmp_path))
     again = loading.load(spec_of(tmp_path), ())
     before = loading.load(spec, ()).model.state_dict()
     changed = [n for n, w in again.model.state_dict().items() if not torch.equal(w, before[n])]
@@ -173,7 +173,7 @@ def test_what_generates_no_text_is_refused_in_words(
 ) -> None:
     spec = spec_of(make_folder(architecture, tmp_path), init="random")
     with pytest.raises(ConfigError, match=architecture.refused) as refused:
-        checks.check(spec)
+        check(spec)
     assert len(str(refused.value).splitlines()) <= 3
 
 
@@ -189,9 +189,9 @@ def change_config(folder: Path, **values: object) -> str:
 
 def test_positions_of_an_encoder_are_counted(tmp_path: Path) -> None:
     folder = str(make_folder(of_type("bart"), tmp_path))
-    checks.check(tiny_spec(folder, training={"init": "random", "max_tokens": 128}))
+    check(tiny_spec(folder, training={"init": "random", "max_tokens": 128}))
     with pytest.raises(ConfigError, match=r"max_tokens: 129 is more than the 128 positions of"):
-        checks.check(tiny_spec(folder, training={"init": "random", "max_tokens": 129}))
+        check(tiny_spec(folder, training={"init": "random", "max_tokens": 129}))
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_a_decoder_start_of_the_generation_config_is_used(tmp_path: Path) -> Non
 
 def test_a_bidirectional_model_that_was_made_a_decoder_is_taken(tmp_path: Path) -> None:
     folder = change_config(make_folder(of_type("roberta"), tmp_path), is_decoder=True)
-    checks.check(tiny_spec(folder, training={"init": "random"}))
+    check(tiny_spec(folder, training={"init": "random"}))
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_a_configuration_that_makes_no_sense_is_refused_in_words(
 ) -> None:
     folder = change_config(make_folder(of_type(model_type), tmp_path), **values)
     with pytest.raises((ConfigError, UnavailableError), match=error) as refused:
-        checks.check(tiny_spec(folder, training={"init": "random"}))
+        check(tiny_spec(folder, training={"init": "random"}))
     assert len(str(refused.value).splitlines()) <= 3
 
 

@@ -10,7 +10,7 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
 from architectures import ARCHITECTURES, CHATML, make_folder
-from tgsent.backends import checks
+from tgsent.backends import TrialFolders
 from tgsent.config import PromptConfig, TrialSpec
 from tgsent.errors import ConfigError
 from tgsent.evaluation.generate import classify
@@ -19,7 +19,7 @@ from tgsent.modeling import chat, loading
 from tgsent.modeling.loading import LoadedModel
 from tgsent.modeling.tokens import special_ids
 from tgsent.records import Example, Split
-from tiny_models import Silent, examples, tiny_spec
+from tiny_models import Silent, check, examples, tiny_spec
 
 SHOTS = (Example("so bad", "negative"), Example("so good", "positive"))
 (QWEN3,) = (a for a in ARCHITECTURES if a.model_type == "qwen3")
@@ -107,7 +107,7 @@ def test_a_chat_trains_is_saved_and_answers(folder: Path, tmp_path: Path) -> Non
         update={"training": spec.training.model_copy(update={"learning_rate": 1e-2, "epochs": 3})}
     )
     split = Split(1, 1, tuple(texts), tuple(texts[:6]), "sha", 0)
-    result = run_trial(spec, split, Silent(), save_to=tmp_path)
+    result = run_trial(spec, split, Silent(), TrialFolders(tmp_path))
     assert result.metrics.unparsed == 0
     again = loading.load(spec.model_copy(update={"model": str(tmp_path)}), ())
     assert again.model.generation_config.eos_token_id == again.ids.end
@@ -117,7 +117,7 @@ def test_a_chat_trains_is_saved_and_answers(folder: Path, tmp_path: Path) -> Non
 
 def test_a_tiny_model_has_no_template() -> None:
     with pytest.raises(ConfigError, match=r"prompt\.template: a tiny model has no chat template"):
-        checks.check(tiny_spec(prompt=PromptConfig(template="chat")))
+        check(tiny_spec(prompt=PromptConfig(template="chat")))
 
 
 def test_a_seq2seq_model_takes_no_chat(tmp_path: Path) -> None:
@@ -126,13 +126,13 @@ def test_a_seq2seq_model_takes_no_chat(tmp_path: Path) -> None:
     tokenizer.chat_template = CHATML.replace("<|im_end|>", tokenizer.eos_token)
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="is a seq2seq model, and `chat` is for causal ones"):
-        checks.check(spec)
+        check(spec)
 
 
 def test_a_tokenizer_without_a_template_is_refused(tmp_path: Path) -> None:
     spec = chat_spec(make_folder(GPT2, tmp_path))
     with pytest.raises(ConfigError, match=r"prompt\.template: .* has no chat template"):
-        checks.check(spec)
+        check(spec)
 
 
 @pytest.mark.parametrize(

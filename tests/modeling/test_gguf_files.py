@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 pytest.importorskip("gguf")
 
+import tiny_models
 from conftest import Cli
-from tgsent.backends import checks
 from tgsent.errors import ConfigError, TgsentError, UnavailableError
 from tgsent.modeling import gguf_files, hub, loading
 from tgsent.modeling.hub import Snapshot
@@ -121,7 +121,7 @@ def check(path: Path, init: str = "pretrained") -> None:
     """Do what a run does before it trains."""
     spec = tiny_spec(str(path), training={"init": init})
     hub.fetch_for(spec)
-    checks.check(spec)
+    tiny_models.check(spec)
 
 
 @pytest.mark.parametrize("init", ["pretrained", "random", "tiny"])
@@ -216,7 +216,7 @@ def test_a_tensor_that_is_missing(tmp_path: Path) -> None:
 def test_more_tokens_than_positions(file: Path) -> None:
     spec = tiny_spec(str(file), training={"init": "pretrained", "max_tokens": 129})
     with pytest.raises(ConfigError, match="more than the 128 positions"):
-        checks.check(spec)
+        tiny_models.check(spec)
 
 
 def test_without_the_package(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

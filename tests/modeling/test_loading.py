@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from tgsent.backends import checks
 from tgsent.config import PromptConfig, TrainingConfig
 from tgsent.config.aliases import ALIASES
 from tgsent.errors import ConfigError, UnavailableError
@@ -17,7 +16,7 @@ from tgsent.modeling import causal, loading, seq2seq
 from tgsent.modeling.batches import token_losses
 from tgsent.modeling.loading import LoadedModel
 from tgsent.records import Example
-from tiny_models import FAMILIES, LABELS, encode, examples, tiny_model, tiny_spec
+from tiny_models import FAMILIES, LABELS, check, encode, examples, tiny_model, tiny_spec
 
 MakeFolder = Callable[[str], Path]
 
@@ -163,7 +162,7 @@ def test_a_folder_that_is_not_there(init: str, tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match="nowhere: no such folder; name a folder"):
         loading.load(spec, examples(10))
     with pytest.raises(UnavailableError, match="nowhere: no such folder; name a folder"):
-        checks.check(spec)
+        check(spec)
 
 
 @pytest.mark.parametrize("init", ["random", "tiny"])
@@ -214,13 +213,13 @@ def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
     for file in tmp_path.glob("tokenizer*"):
         file.unlink()
     with pytest.raises(UnavailableError, match="holds no tokenizer"):
-        checks.check(tiny_spec(str(tmp_path), training={"init": "pretrained"}))
+        check(tiny_spec(str(tmp_path), training={"init": "pretrained"}))
 
 
 def test_there_is_no_tiny_architecture_of_every_kind(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     spec = tiny_spec(str(tmp_path))
-    for refuse in (lambda: loading.load(spec, examples(10)), lambda: checks.check(spec)):
+    for refuse in (lambda: loading.load(spec, examples(10)), lambda: check(spec)):
         with pytest.raises(ConfigError, match=r'no tiny architecture .* \("llama"\); there are'):
             refuse()
 
@@ -233,14 +232,14 @@ def test_a_tiny_model_of_a_folder_is_of_its_kind(make_folder: MakeFolder) -> Non
 @pytest.mark.parametrize("model", ["gpt2", "gpt-neo"])
 def test_max_tokens_above_the_models_positions(model: str, make_folder: MakeFolder) -> None:
     folder = str(make_folder(model))  # made with 64 positions
-    checks.check(tiny_spec(folder, training={"init": "random", "max_tokens": 64}))
+    check(tiny_spec(folder, training={"init": "random", "max_tokens": 64}))
     with pytest.raises(ConfigError, match=r"max_tokens: 65 is more than the 64 positions of"):
-        checks.check(tiny_spec(folder, training={"init": "random", "max_tokens": 65}))
+        check(tiny_spec(folder, training={"init": "random", "max_tokens": 65}))
 
 
 def test_t5_has_no_limit_of_positions(make_folder: MakeFolder) -> None:
     folder = str(make_folder("t5"))
-    checks.check(tiny_spec(folder, training={"init": "random", "max_tokens": 5_000}))
+    check(tiny_spec(folder, training={"init": "random", "max_tokens": 5_000}))
 
 
 def test_a_tokenizer_without_an_end_token(make_folder: MakeFolder) -> None:
@@ -297,4 +296,4 @@ def test_there_are_tiny_models_of_three_families_only(model: str) -> None:
     with pytest.raises(
         ConfigError, match=r"no tiny architecture .* there are gpt2, gpt_neo and t5"
     ):
-        checks.check(tiny_spec(model))
+        check(tiny_spec(model))

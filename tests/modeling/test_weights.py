@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from tgsent.backends.native import checkpoints
 from tgsent.config import RunConfig, TrialSpec, load
 from tgsent.data.dataset import load_dataset
 from tgsent.data.splits import TrialSplits
 from tgsent.errors import RunFolderError, UnavailableError
 from tgsent.experiment import execute, predict
-from tgsent.experiment.trial import _checkpoints
+from tgsent.experiment.execute import RunContext
 from tgsent.modeling import loading, weights
 from tgsent.progress import Quiet
 from tgsent.runs import stored
@@ -60,15 +61,8 @@ def run(config: RunConfig, *, fresh: bool = False, only: Sequence[str] = ()) -> 
     """Run it; give what was told."""
     dataset = load_dataset(config.data)
     progress = Silent()
-    execute.run(
-        config,
-        dataset,
-        TrialSplits(dataset, config),
-        fresh=fresh,
-        command=["tgsent"],
-        progress=progress,
-        only=only,
-    )
+    context = RunContext(progress=progress, fresh=fresh, only=only)
+    execute.run(config, dataset, TrialSplits(dataset, config), context)
     return progress.lines
 
 
@@ -320,7 +314,7 @@ def test_a_checkpoint_of_other_weights_is_another(model: Path, tmp_path: Path) -
 
     def identity() -> dict[str, str]:
         (spec,) = weights.recorded(config.trial_specs(dataset.labels), Quiet())
-        found = _checkpoints(spec, split, tmp_path)
+        found = checkpoints(spec, split, tmp_path)
         assert isinstance(found, Checkpoints)
         return found.identity
 

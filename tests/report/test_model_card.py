@@ -19,7 +19,7 @@ from tgsent.data.dataset import load_dataset
 from tgsent.data.splits import TrialSplits
 from tgsent.experiment import execute
 from tgsent.report import model_card
-from tiny_models import FAMILIES, Silent, examples, tiny_spec
+from tiny_models import FAMILIES, examples, tiny_spec
 
 INPUT, TARGET = "Tweet: {text}\nSentiment:", " {label}"
 
@@ -54,7 +54,7 @@ def run(model: str, folder: Path, **changes: Any) -> Path:
     )
     texts = load_dataset(config.data)
     splits = TrialSplits(texts, config)
-    results = execute.run(config, texts, splits, fresh=False, command=["tgsent"], progress=Silent())
+    results = execute.run(config, texts, splits)
     assert not results.models[0].failed, results.models[0].failed
     return config.folder / "it" / "trial-1"
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tgsent.backends import checks
+from tgsent.backends import TrialFolders
 from tgsent.config import LoraConfig, RunConfig, TrainingConfig
 from tgsent.data import dataset, splits
 from tgsent.errors import ConfigError, UnavailableError
@@ -20,7 +20,7 @@ from tgsent.modeling import loading, speedups, tiny
 from tgsent.modeling.batches import token_losses
 from tgsent.records import Example, Split
 from tgsent.training import adapters
-from tiny_models import FAMILIES, LABELS, Silent, encode, examples, tiny_model, tiny_spec
+from tiny_models import FAMILIES, LABELS, Silent, check, encode, examples, tiny_model, tiny_spec
 
 TEXTS = examples(60)
 SPLIT = Split(1, 1, tuple(TEXTS[:48]), tuple(TEXTS[48:]), sha256="5" * 64, overlap=0)
@@ -162,9 +162,9 @@ def test_adapters_teach_a_trained_model_the_opposite_and_are_saved_merged(
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     native = {"epochs": 10, "warmup_steps": 4, "precision": precision}
-    before = run_trial(tiny_spec(model, training=native), SPLIT, Silent(), save_to=first)
+    before = run_trial(tiny_spec(model, training=native), SPLIT, Silent(), TrialFolders(first))
     spec = tiny_spec(str(first), training={**ADAPTERS, "epochs": 20, "precision": precision})
-    after = run_trial(spec, opposite(SPLIT), Silent(), save_to=second)
+    after = run_trial(spec, opposite(SPLIT), Silent(), TrialFolders(second))
     assert before.metrics.macro_f1 > 0.9
     assert after.metrics.macro_f1 > 0.9
     assert after.metrics.trainable_parameters < after.metrics.parameters / 10
@@ -257,17 +257,17 @@ def test_a_new_start_token_that_would_stay_untrained_is_refused(
         prompt = spec.prompt.model_copy(update={"start_token": token})
         one = spec.model_copy(update={"prompt": prompt})
         if not refused:
-            checks.check(one)
+            check(one)
             continue
         with pytest.raises(ConfigError, match=rf"start_token.*new to .*\n?.*training\.{key}"):
-            checks.check(one)
+            check(one)
 
 
 def test_without_peft_lora_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    checks.check(tiny_spec("gpt2"))
+    check(tiny_spec("gpt2"))
     with pytest.raises(UnavailableError, match=r"pip install 'tgsent\[lora\]'") as caught:
-        checks.check(tiny_spec("gpt2", training={"lora": {}}))
+        check(tiny_spec("gpt2", training={"lora": {}}))
     assert caught.value.exit_code == 3
 
 

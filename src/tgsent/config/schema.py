@@ -336,6 +336,11 @@ class TrainingConfig(Section):
     simplet5: SimpleT5Config = SimpleT5Config()
     """Settings of the package, with `backend: simplet5` only."""
 
+    @property
+    def package(self) -> SimpleT5Config | None:
+        """Settings of the package that trains and predicts; None with `backend: native`."""
+        return None if self.backend == "native" else self.simplet5
+
     @field_validator(*_FIXED_IN_SIMPLET5)
     @classmethod
     def _the_package_can_do_it(cls, value: Any, info: ValidationInfo) -> Any:
@@ -758,6 +763,11 @@ class TrialSpec(Section):
         return type(self).model_validate({**values, "weights": sha256})
 
     @property
+    def needs_files(self) -> bool:
+        """Check whether the model needs files, of the Hub or of a folder."""
+        return self.training.init != "tiny" and not self.is_baseline
+
+    @property
     def starts_from_weights(self) -> bool:
         """Check whether the model starts from given weights."""
         return self.training.init == "pretrained" and not self.is_baseline
@@ -776,11 +786,6 @@ class TrialSpec(Section):
     def is_baseline(self) -> bool:
         """Tell a reference row from a language model."""
         return self.model in BASELINES
-
-    @property
-    def is_in_our_loop(self) -> bool:
-        """Tell what tgsent trains itself from reference rows and what a package trains."""
-        return self.training.backend == "native" and not self.is_baseline
 
     @property
     def title(self) -> str:

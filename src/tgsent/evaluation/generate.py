@@ -82,9 +82,9 @@ def _generate(
 
 
 def _search(spec: TrialSpec, targets: Sequence[Prompt]) -> dict[str, Any]:
-    if spec.training.backend == "native":
+    package = spec.training.package
+    if package is None:
         return {"num_beams": 1, "max_new_tokens": max(map(len, targets))}
-    package = spec.training.simplet5
     return {
         "num_beams": package.num_beams,
         "max_new_tokens": package.target_max_tokens - 1,  # the package counts the start token

@@ -1,4 +1,4 @@
-"""What a trial will take on this machine, measured in a few of its steps."""
+"""Estimate a trial's time and memory on this machine from a few of its steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from accelerate.utils import set_seed
 from tgsent.config import TrialSpec
 from tgsent.evaluation.generate import classify
 from tgsent.modeling import loading, speedups
-from tgsent.modeling.prompts import choose_shots
+from tgsent.modeling.loading import LoadedModel
+from tgsent.modeling.prompts import PromptEncoder, choose_shots
 from tgsent.progress import Quiet
 from tgsent.records import Example, Split
 from tgsent.training import adapters, devices, loop, memory
@@ -24,7 +25,7 @@ _MEASURED = 5
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one trial."""
+    """Time and memory of one trial."""
 
     loading_seconds: float
     training_seconds: float
@@ -34,16 +35,16 @@ class Cost:
 
     @property
     def seconds(self) -> float:
-        """In all."""
+        """Total time."""
         return self.loading_seconds + self.training_seconds + self.evaluation_seconds
 
 
 def measure(spec: TrialSpec, split: Split) -> Cost:
-    """Take a few steps of a trial and tell from them what all will take.
+    """Time a few steps of a trial and extrapolate to all of them.
 
-    The weights are random ones, as their values change no time. A step's time is taken to grow in
-    line with its padded tokens, so that batches of several lengths are measured, the longest among
-    them, which needs the most memory. Raises TrialError where that is more than there is.
+    The weights are random, as their values do not change the time. A step's time is assumed to be
+    linear in its padded tokens, so batches of several lengths are measured. The longest is among
+    them; TrialError is raised where the memory does not suffice for it.
     """
     accelerator = devices.make_accelerator(spec.training)
     started = time.perf_counter()
@@ -82,18 +83,7 @@ def measure(spec: TrialSpec, split: Split) -> Cost:
         tokens = [_padded([len(examples[i]) for i in batch], recipe.pad_to) for batch in batches]
         training_seconds = recipe.epochs * _extrapolated(tokens, lambda k: step(batches[k]))
         merge()
-    with memory.allocation_errors(spec, "evaluation"):
-        size = spec.evaluation.batch_size
-        texts = sorted(split.tested, key=lambda example: len(example.text), reverse=True)
-        parts = [texts[start : start + size] for start in range(0, len(texts), size)]
-
-        def answer(part: Sequence[Example]) -> float:
-            begun = time.perf_counter()
-            classify(loaded, encoder, part, spec, Quiet())
-            return time.perf_counter() - begun
-
-        letters = [_padded([len(example.text) for example in part], None) for part in parts]
-        evaluation_seconds = _extrapolated(letters, lambda k: answer(parts[k]))
+    evaluation_seconds = _evaluation_seconds(spec, split, loaded, encoder)
     return Cost(
         loading_seconds=loading_seconds,
         training_seconds=training_seconds,
@@ -102,21 +92,38 @@ def measure(spec: TrialSpec, split: Split) -> Cost:
     )
 
 
+def _evaluation_seconds(
+    spec: TrialSpec, split: Split, loaded: LoadedModel, encoder: PromptEncoder
+) -> float:
+    size = spec.evaluation.batch_size
+    texts = sorted(split.tested, key=lambda example: len(example.text), reverse=True)
+    parts = [texts[start : start + size] for start in range(0, len(texts), size)]
+
+    def answer(part: Sequence[Example]) -> float:
+        begun = time.perf_counter()
+        classify(loaded, encoder, part, spec, Quiet())
+        return time.perf_counter() - begun
+
+    letters = [_padded([len(example.text) for example in part], None) for part in parts]
+    with memory.allocation_errors(spec, "evaluation"):
+        return _extrapolated(letters, lambda k: answer(parts[k]))
+
+
 def _padded(lengths: Sequence[int], pad_to: int | None) -> int:
-    """Give what a batch of these lengths counts with its padding."""
+    """Return the number of tokens of a batch with its padding."""
     return len(lengths) * (pad_to or max(lengths))
 
 
 def _extrapolated(sizes: Sequence[int], timed: Callable[[int], float]) -> float:
-    """Time some of the parts, by their places, and give the seconds that all would take."""
+    """Time some of the parts, given by index, and estimate the seconds of all."""
     by_size = sorted(range(len(sizes)), key=sizes.__getitem__)
-    timed(by_size[-1])  # the first of all takes longer
+    timed(by_size[-1])  # warm-up
     places = np.linspace(0, len(sizes) - 1, _MEASURED).round().astype(int)
     chosen = [by_size[place] for place in dict.fromkeys(places.tolist())]
     seconds = [timed(part) for part in chosen]
     if len({sizes[part] for part in chosen}) < 2:
         return float(np.mean(seconds)) * len(sizes)
     slope, start = np.polyfit([sizes[part] for part in chosen], seconds, 1)
-    if slope < 0:  # nothing but noise
+    if slope < 0:  # noise
         return float(np.mean(seconds)) * len(sizes)
     return float(np.clip(start + slope * np.array(sizes), min(seconds) / 2, None).sum())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,20 +9,20 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from tgsent.backends import checks
-from tgsent.config import RunConfig, TrialSpec
+from tgsent.backends.registry import backend_of
+from tgsent.config import RunConfig, TrainingConfig, TrialSpec
 from tgsent.data.dataset import Dataset
 from tgsent.data.splits import TrialSplits, ValidationSplits
 from tgsent.errors import UnavailableError
 from tgsent.experiment import cost, variants
 from tgsent.experiment.cost import Cost
-from tgsent.files import show_size
 from tgsent.modeling import legibility, loading
 from tgsent.modeling.family import family_of
+from tgsent.modeling.loading import LoadedModel
 from tgsent.modeling.prompts import choose_shots
-from tgsent.records import Split
+from tgsent.records import Encoded, Split
 from tgsent.training import memory
-from tgsent.training.recipe import resolve
+from tgsent.training.recipe import Recipe, resolve
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,10 @@ class ModelPlan:
     """As the tokenizer reads it back, special and unknown tokens included."""
     test_prompt: str
     unknown_share: float
-    """Share of the training texts' tokens that are unknown."""
+    """Share of the texts' tokens that are unknown."""
     unknown_token: str
     warnings: tuple[str, ...]
-    """What the model cannot read in the training and test texts."""
+    """About training and test texts that the model cannot read."""
     notes: tuple[str, ...]
     """Hints about settings."""
     optimizer_steps: int
@@ -50,69 +49,106 @@ class ModelPlan:
     parameters: int
     trainable_parameters: int
     memory_bytes: int
-    """The least that training takes: weights, gradients and optimizer state."""
+    """A lower bound for training: weights, gradients and optimizer state."""
     training_tokens: int
-    """Tokens read and written in training, all epochs; with the padding where all texts are padded
-    to one length."""
+    """Tokens read and written in all epochs; padding counts where all texts have one length."""
     truncated: int
     """Training texts longer than `max_tokens`."""
     training_flop: float
     evaluation_flop: float
     cost: Cost | None
-    """Time and memory; None where the package SimpleT5 does the work, which is not measured."""
+    """Time and memory; None where the package SimpleT5 trains, which is not measured."""
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """The texts."""
+
+    source: str
+    rows: int
+    duplicates: int
+    dropped: int
+    sampled: int
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """The split of one trial, with the number of texts of each label."""
+
+    trial: int
+    seed: int
+    train: dict[str, int]
+    test: dict[str, int]
+    overlap: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """What a sweep trains before the trials, for each model: one number for each round."""
+
+    variants: Sequence[int]
+    n_train: Sequence[int]
+    n_validation: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do."""
+
+    config: RunConfig
+    data: DataPlan
+    splits: Sequence[SplitPlan]
+    sweep: SweepPlan | None
+    models: Sequence[ModelPlan]
+    trials: Sequence[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as plain values."""
+        return {**asdict(self), "config": self.config.dump()}
 
 
 def make_plan(
     config: RunConfig, dataset: Dataset, splits: TrialSplits
-) -> tuple[dict[str, Any], list[UnavailableError]]:
-    """Describe the run; a model that cannot be reached is left out and its error returned."""
-    plans, missing = [], []
-    for spec in config.trial_specs(dataset.labels):
-        if spec.trial == 1 and not spec.is_baseline:
+) -> tuple[Plan, list[UnavailableError]]:
+    """Plan a run; return also the errors of models that are not available and left out."""
+    models, missing = [], []
+    specs = config.trial_specs(dataset.labels)
+    for spec in specs[:: config.trials]:
+        if backend_of(spec).settings(spec):
             try:
-                plans.append(plan_model(spec, splits[0]))
+                models.append(plan_model(spec, splits[0]))
             except UnavailableError as error:
                 missing.append(error)
-    plan = {
-        "config": config.dump(),
-        "data": {
-            "source": dataset.source,
-            "rows": dataset.rows,
-            "duplicates": dataset.duplicates,
-            "dropped": dataset.dropped,
-            "sampled": len(dataset.sample),
-        },
-        "splits": [
-            {
-                "trial": split.trial,
-                "seed": split.seed,
-                "train": _counts(split.train, dataset.labels),
-                "test": _counts(split.test, dataset.labels),
-                "overlap": split.overlap,
-                "sha256": split.sha256,
-            }
-            for split in map(splits.__getitem__, range(config.trials))
-        ],
-        "sweep": _plan_sweep(config, dataset, splits),
-        "models": [asdict(plan) for plan in plans],
-        "trials": [f"{s.name}:{s.trial}" for s in config.trial_specs(dataset.labels)],
-    }
+    plan = Plan(
+        config,
+        DataPlan(
+            dataset.source, dataset.rows, dataset.duplicates, dataset.dropped, len(dataset.sample)
+        ),
+        [_plan_split(splits[k], dataset.labels) for k in range(config.trials)],
+        _plan_sweep(config, dataset, splits),
+        models,
+        [f"{spec.name}:{spec.trial}" for spec in specs],
+    )
     return plan, missing
 
 
-def _plan_sweep(config: RunConfig, dataset: Dataset, splits: TrialSplits) -> dict[str, Any] | None:
-    """Count what a sweep trains before the trials, for each model."""
+def _plan_split(split: Split, labels: Sequence[str]) -> SplitPlan:
+    train, test = (
+        {label: sum(example.label == label for example in part) for label in labels}
+        for part in (split.train, split.test)
+    )
+    return SplitPlan(split.trial, split.seed, train, test, split.overlap, split.sha256)
+
+
+def _plan_sweep(config: RunConfig, dataset: Dataset, splits: TrialSplits) -> SweepPlan | None:
     sweep = config.sweep
     if sweep is None:
         return None
     counts = variants.counts(sweep)
     shares = variants.shares(counts, sweep.halving)
     rounds = ValidationSplits(splits, dataset.labels, sweep, shares).summaries
-    return {
-        "variants": counts,
-        "n_train": [one.n_train for one in rounds],
-        "n_validation": rounds[0].n_test,
-    }
+    return SweepPlan(counts, [one.n_train for one in rounds], rounds[0].n_test)
 
 
 def plan_model(spec: TrialSpec, split: Split) -> ModelPlan:
@@ -122,40 +158,35 @@ def plan_model(spec: TrialSpec, split: Split) -> ModelPlan:
     evaluation (Kaplan et al. 2020, without the attention term, which is small for short texts).
     The encoder of a seq2seq model reads the prompt, its decoder the completion.
     """
-    notes = checks.check(spec)
+    backend = backend_of(spec)
+    backend.check_installed(spec)
+    training = backend.settings(spec) or spec.training
     loaded = loading.describe(spec, split.train)
+    notes = backend.check(spec, loaded=loaded)
     encoder = loading.prompt_encoder(loaded, spec, choose_shots(split.train, spec))
     train = encoder.encode_examples(split.train)
     parameters = loaded.model.num_parameters()
-    recipe = resolve(spec.training, loaded.family, parameters, len(train))
+    recipe = resolve(training, loaded.family, parameters, len(train))
     truncated = encoder.truncated
     test = encoder.encode_prompts([example.text for example in split.test])
-    prompt_tokens = sum(len(e.prompt) for e in train)
-    target_tokens = sum(len(e.target) for e in train)
-    if recipe.pad_to is not None:
-        prompt_tokens = len(train) * recipe.pad_to
-        if spec.training.backend == "simplet5":
-            target_tokens = len(train) * spec.training.simplet5.target_max_tokens
-        elif not loaded.family.is_seq2seq:
-            prompt_tokens -= target_tokens
+    read, written = _tokens(train, training, recipe, loaded)
     test_tokens = sum(map(len, test))
     answer_tokens = len(test) * max(map(len, encoder.targets.values()))
     reading, writing = matrix_parameters(loaded.model)
-    least = memory.estimate(loaded.model, spec.training)
+    least = memory.estimate(loaded.model, training)
     prompt, target = loaded.decode(train[0].prompt), loaded.decode(train[0].target)
     if loaded.family.is_seq2seq:
         prompt += " ->"
         target = f" {target}"
-    texts = [example.text for example in split.train]
-    seen = legibility.measure(loaded, encoder, texts)
-    texts += [example.text for example in split.tested]
+    texts = [example.text for example in (*split.train, *split.tested)]
+    legible = legibility.measure(loaded, encoder, texts)
     return ModelPlan(
         model=spec.name,
         training_prompt=prompt + target,
         test_prompt=prompt,
-        unknown_share=seen.unknown_share,
-        unknown_token=seen.unknown_token,
-        warnings=legibility.measure(loaded, encoder, texts).warnings,
+        unknown_share=legible.unknown_share,
+        unknown_token=legible.unknown_token,
+        warnings=legible.warnings,
         notes=notes,
         optimizer_steps=recipe.total_steps,
         learning_rate=recipe.learning_rate,
@@ -166,12 +197,25 @@ def plan_model(spec: TrialSpec, split: Split) -> ModelPlan:
         parameters=parameters,
         trainable_parameters=least.trainable_parameters,
         memory_bytes=least.bytes,
-        training_tokens=recipe.epochs * (prompt_tokens + target_tokens),
+        training_tokens=recipe.epochs * (read + written),
         truncated=truncated,
-        training_flop=6.0 * recipe.epochs * (reading * prompt_tokens + writing * target_tokens),
+        training_flop=6.0 * recipe.epochs * (reading * read + writing * written),
         evaluation_flop=2.0 * (reading * test_tokens + writing * answer_tokens),
-        cost=cost.measure(spec, split) if spec.training.backend == "native" else None,
+        cost=cost.measure(spec, split) if backend.in_our_loop else None,
     )
+
+
+def _tokens(
+    train: Sequence[Encoded], training: TrainingConfig, recipe: Recipe, loaded: LoadedModel
+) -> tuple[int, int]:
+    """Count the tokens that one epoch reads and writes, with padding to `max_tokens`."""
+    read, written = sum(len(e.prompt) for e in train), sum(len(e.target) for e in train)
+    if recipe.pad_to is None:
+        return read, written
+    padded = len(train) * recipe.pad_to
+    if training.package is not None:
+        return padded, len(train) * training.package.target_max_tokens
+    return (padded if loaded.family.is_seq2seq else padded - written), written
 
 
 def matrix_parameters(model: PreTrainedModel) -> tuple[int, int]:
@@ -190,134 +234,3 @@ def matrix_parameters(model: PreTrainedModel) -> tuple[int, int]:
     if family_of(model.config).is_seq2seq:
         return matrices(model.get_encoder()), matrices(model.get_decoder()) + head
     return matrices(model.base_model) + head, matrices(model.base_model) + head
-
-
-def to_text(plan: dict[str, Any], config_yaml: str) -> str:
-    """Write the plan for people."""
-    data = plan["data"]
-    lines = [
-        config_yaml.rstrip(),
-        "",
-        f"data      {data['source']}: {data['rows']} rows, {data['duplicates']} repeated texts"
-        f" ({data['dropped']} dropped), {data['sampled']} sampled",
-    ]
-    lines += [
-        f"trial {split['trial']:<3} train {_show(split['train'])}; test {_show(split['test'])};"
-        f" {split['overlap']} test texts also in train; sha256 {split['sha256'][:12]}"
-        for split in plan["splits"]
-    ]
-    if sweep := plan["sweep"]:
-        rounds = ", ".join(
-            f"{n} on {texts:,} texts"
-            for n, texts in zip(sweep["variants"], sweep["n_train"], strict=True)
-        )
-        lines.append(
-            f"sweep     variants of each model first: {rounds}; {sweep['n_validation']:,} texts"
-            " to compare them on"
-        )
-    for model in plan["models"]:
-        lines += [
-            "",
-            f"{model['model']} ({model['parameters']:,} parameters,"
-            f" {model['trainable_parameters']:,} trained)",
-            f"  training prompt  {model['training_prompt']!r}",
-            f"  test prompt      {model['test_prompt']!r}",
-            *_illegible(model),
-            f"  per trial        {model['optimizer_steps']} optimizer steps at"
-            f" {model['learning_rate']:g}, {model['training_tokens']:,} tokens,"
-            f" {model['truncated']} texts cut",
-            f"  recipe           {_recipe(model)}",
-            f"  memory           at least {show_size(model['memory_bytes'])} for weights,"
-            " gradients and optimizer state",
-            f"  work             about {_si(model['training_flop'])}FLOP for training,"
-            f" {_si(model['evaluation_flop'])}FLOP for evaluation",
-            *_cost(model["cost"]),
-        ]
-    costs = [model["cost"] for model in plan["models"] if model["cost"]]
-    if costs:
-        trials = len(plan["splits"])
-        seconds = trials * sum(map(_seconds, costs))
-        line = f"in all about {_time(seconds)} for {trials * len(costs)} trials"
-        if plan["sweep"]:
-            before = sum(_sweep_seconds(plan, cost) for cost in costs)
-            line += f", and {_time(before)} for the sweep, with the settings as they are"
-        lines += ["", line]
-    return "\n".join(lines) + "\n"
-
-
-def _illegible(model: dict[str, Any]) -> list[str]:
-    """Report notes, unknown tokens and warnings on a model's texts."""
-    lines = [f"  note             {note}" for note in model["notes"]]
-    lines += [f"  warning          {warning}" for warning in model["warnings"]]
-    if share := model["unknown_share"]:
-        shown = "less than 0.1" if share < 0.001 else f"{100 * share:.1f}"
-        what = f"{shown} % of the training texts' tokens are {model['unknown_token']}"
-        lines.insert(0, f"  unknown          {what}")
-    return lines
-
-
-def _recipe(model: dict[str, Any]) -> str:
-    """Report what `auto` became, beside the learning rate."""
-    norm = model["max_grad_norm"]
-    return (
-        f"{model['warmup_steps']} warm-up steps,"
-        f" {'no clipping' if norm is None else f'gradients clipped to {norm:g}'},"
-        f" padded to {model['padding']}, {model['precision']}"
-    )
-
-
-def _cost(found: dict[str, Any] | None) -> list[str]:
-    """Say what a trial takes, as it was measured."""
-    if found is None:
-        return ["  time             is not measured for the package SimpleT5"]
-    parts = ", ".join(
-        f"{_time(found[f'{part}_seconds'])} for {part}"
-        for part in ("loading", "training", "evaluation")
-    )
-    return [
-        f"  a trial takes    about {_time(_seconds(found))}: {parts}; and"
-        f" {show_size(found['peak_memory_bytes'])} of memory, both measured in a few steps"
-    ]
-
-
-def _seconds(found: dict[str, Any]) -> float:
-    return float(sum(found[f"{part}_seconds"] for part in ("loading", "training", "evaluation")))
-
-
-def _sweep_seconds(plan: dict[str, Any], found: dict[str, Any]) -> float:
-    """Say how long the variants of a model take, if each takes as long as the model itself."""
-    split, sweep = plan["splits"][0], plan["sweep"]
-    training = found["training_seconds"] / sum(split["train"].values())
-    answering = found["evaluation_seconds"] / sum(split["test"].values())
-    each = found["loading_seconds"] + answering * sweep["n_validation"]
-    return float(
-        sum(
-            n * (each + training * texts)
-            for n, texts in zip(sweep["variants"], sweep["n_train"], strict=True)
-        )
-    )
-
-
-def _time(seconds: float) -> str:
-    """Write a time for people."""
-    if seconds < 100:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    if seconds < 6000:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
-
-
-def _counts(examples: Sequence[Any], labels: Sequence[str]) -> dict[str, int]:
-    counts = Counter(example.label for example in examples)
-    return {label: counts[label] for label in labels}
-
-
-def _show(counts: dict[str, int]) -> str:
-    return f"{sum(counts.values())} ({', '.join(f'{n} {label}' for label, n in counts.items())})"
-
-
-def _si(number: float) -> str:
-    for factor, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if number >= factor:
-            return f"{number / factor:.1f} {prefix}"
-    return f"{number:.0f} "

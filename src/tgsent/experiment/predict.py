@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+from tgsent.backends.registry import backend_of
 from tgsent.config import EvaluationConfig, TrialSpec
+from tgsent.data.texts import Line
 from tgsent.errors import RunFolderError
 from tgsent.evaluation.generate import classify
 from tgsent.modeling import loading, speedups
@@ -21,7 +24,7 @@ from tgsent.training import memory
 from tgsent.training.recipe import resolve_device
 
 _BATCHES_AT_ONCE = 32
-"""So many batches are sorted by length together; memory is bounded by their texts."""
+"""Number of batches that are sorted by length together, which bounds the memory."""
 
 
 @dataclass
@@ -43,6 +46,23 @@ class Classifier:
             yield from self._answer(window, progress)
             done += len(window)
             progress.line(f"{done:,} texts classified")
+
+    def classify_lines(
+        self, lines: Iterable[Line], on_problem: Callable[[Line], None], progress: Progress
+    ) -> Iterator[tuple[int, Prediction]]:
+        """Answer the text of each line, with its number; call `on_problem` for unreadable lines."""
+        numbers = deque[int]()
+
+        def readable() -> Iterator[str]:
+            for line in lines:
+                if line.problem:
+                    on_problem(line)
+                    continue
+                numbers.append(line.number)
+                yield line.text
+
+        for prediction in self.classify(readable(), progress):
+            yield numbers.popleft(), prediction
 
     def _answer(self, window: Sequence[Example], progress: Progress) -> Iterator[Prediction]:
         with memory.allocation_errors(self.spec, "evaluation"):
@@ -77,7 +97,7 @@ def load(run: StoredRun, model: str | None, trial: int | None) -> Classifier:
     folder = _folder(run, name, number).resolve()
     spec = run.specs[name]
     training = spec.training.model_copy(update={"init": "pretrained"})
-    if training.backend == "simplet5":  # which cuts in training only
+    if training.package is not None:  # which truncates in training only
         training = training.model_copy(update={"max_tokens": sys.maxsize})
     spec = spec.model_copy(update={"model": str(folder), "trial": number, "training": training})
     loaded = loading.load(spec, ())
@@ -95,7 +115,7 @@ def load(run: StoredRun, model: str | None, trial: int | None) -> Classifier:
 
 
 def _choose(run: StoredRun, model: str | None, trial: int | None) -> tuple[str, int]:
-    """Give the model and the trial whose weights are to answer."""
+    """Return the model and the trial whose weights are to answer."""
     if model is not None and model not in run.trials:
         raise RunFolderError(
             f'--model: {run.paths[0]} has no model "{model}", but {", ".join(run.trials)}'
@@ -106,8 +126,8 @@ def _choose(run: StoredRun, model: str | None, trial: int | None) -> tuple[str, 
         if model in (None, name)
     }
     if not any(kept.values()):
-        if all(name in run.specs and run.specs[name].is_baseline for name in run.trials):
-            raise RunFolderError(f"{run.paths[0]}: has reference rows alone, which are never kept")
+        if all(_is_baseline(run, name) for name in run.trials):
+            raise RunFolderError(f"{run.paths[0]}: has baselines alone, which are never kept")
         there = sorted({number for own in run.trials.values() for number in own})
         if trial is not None and trial not in there:
             raise RunFolderError(
@@ -116,8 +136,8 @@ def _choose(run: StoredRun, model: str | None, trial: int | None) -> tuple[str, 
         command = _without_save_model(run.manifest.command)
         named = [model or "", f"trial {trial}" if trial is not None else ""]
         what = f" of {' '.join(filter(None, named))}" if any(named) else ""
-        if model is not None and model in run.specs and run.specs[model].is_baseline:
-            raise RunFolderError(f"--model: {model} is a reference row, which is never kept")
+        if model is not None and _is_baseline(run, model):
+            raise RunFolderError(f"--model: {model} is a baseline, which is never kept")
         wanted = "first" if trial in (None, 1) else "all"
         raise RunFolderError(
             f"{run.paths[0]}: no weights{what} were kept (output.save_model)\n"
@@ -133,8 +153,13 @@ def _choose(run: StoredRun, model: str | None, trial: int | None) -> tuple[str, 
     return name, kept[name][0]
 
 
+def _is_baseline(run: StoredRun, name: str) -> bool:
+    spec = run.specs.get(name)
+    return spec is not None and backend_of(spec).settings(spec) is None
+
+
 def _without_save_model(command: Sequence[str]) -> list[str]:
-    """Leave out what the advice adds itself, and what would start all over."""
+    """Leave out the option that the advice adds, and `--fresh`."""
     kept: list[str] = []
     for part in command:
         if part.startswith("output.save_model=") and kept[-1:] == ["--set"]:

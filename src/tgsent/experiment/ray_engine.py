@@ -1,4 +1,4 @@
-"""Trials on a Ray cluster: many at once, on as many machines as there are."""
+"""The Ray engine: many trials at once, on all machines of a cluster."""
 
 from __future__ import annotations
 
@@ -14,43 +14,78 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tgsent import __version__
-from tgsent.config import EngineConfig, TrialSpec
-from tgsent.errors import TgsentError, UnavailableError
+import torch
+
+from tgsent import __version__, files
+from tgsent.backends import TrialFolders
+from tgsent.config import TrialSpec
+from tgsent.errors import RunFolderError, TgsentError, UnavailableError
+from tgsent.experiment import trial
+from tgsent.experiment.engine import EngineContext, use_cores
 from tgsent.progress import Quiet
 from tgsent.records import Failure, Progress, Splits
+from tgsent.report import model_card
 from tgsent.runs.manifest import DataSummary
 from tgsent.runs.metrics import TrialResult
 from tgsent.training import interrupts
 
 Returned = tuple[TrialResult | Failure, dict[str, bytes]]
-"""What a trial gives, and the files of its model and its trackers by their paths."""
+"""The outcome of a trial, and the files of its model and its trackers by their paths."""
 
 _ATTEMPTS = 3
-"""Machines on which a trial may die before it counts as failed."""
+"""Number of times that a trial's machine may die before the trial counts as failed."""
+
+
+class RayEngine:
+    """Runs trials on the cluster, and writes their files here."""
+
+    def run(
+        self, pending: Sequence[TrialSpec], context: EngineContext
+    ) -> Iterator[tuple[TrialSpec, TrialResult | Failure]]:
+        """Run trials as `Engine.run` says."""
+        for spec, outcome, found in attempts(pending, context) if pending else ():
+            try:
+                with context.folder.trial_locked(spec):
+                    _keep(spec, outcome, found, context)
+            except RunFolderError as error:  # another process runs the trial, and writes it
+                yield spec, Failure(str(error))
+            else:
+                yield spec, outcome
+
+
+def _keep(
+    spec: TrialSpec, outcome: TrialResult | Failure, found: dict[str, bytes], context: EngineContext
+) -> None:
+    """Write the files of a trial, those of its model and its trackers included."""
+    folder = context.folder
+    with folder.model_folder(spec) as save_to:
+        places = {"model": save_to, "trackers": folder.tracker_folder(spec)}
+        for name, content in found.items():
+            kind, _, inside = name.partition("/")
+            if place := places[kind]:
+                file = place / inside
+                with files.storage_errors(file, len(content)):
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_bytes(content)
+        trial.write(spec, outcome, folder, context.progress, save_to)
 
 
 def attempts(
-    pending: Sequence[TrialSpec],
-    splits: Splits,
-    engine: EngineConfig,
-    data: DataSummary,
-    progress: Progress,
-    died: Callable[[TrialSpec, str], None],
+    pending: Sequence[TrialSpec], context: EngineContext
 ) -> Iterator[tuple[TrialSpec, TrialResult | Failure, dict[str, bytes]]]:
-    """Run trials as tasks of a Ray cluster; give what they give, in the order that they end.
+    """Run trials as tasks of a Ray cluster, and yield their outcomes and files as they complete.
 
     What all of them need travels once, through Ray's object store; the workers share no disk with
-    this machine. A trial whose machine dies is run again elsewhere, and `died` is told. Raises
-    UnavailableError where
-    there is no Ray, no cluster, or no machine in it that is large enough.
+    this machine. A trial whose machine dies is run again elsewhere. Raises UnavailableError where
+    Ray is not installed, the cluster cannot be reached, or none of its machines is large enough.
     """
+    engine = context.config
     with _cluster():
-        cpus = engine.cpus_per_trial or _own_threads()
+        cpus = engine.cpus_per_trial or torch.get_num_threads()
         _check_room(cpus, engine.gpus_per_trial)
-        common = _Common(splits, data, cpus, engine.gpus_per_trial)
+        common = _Common(context.splits, context.data, cpus, engine.gpus_per_trial)
         at_once = engine.max_concurrent or len(pending)
-        yield from _Driver(pending, common, at_once, progress, died).run()
+        yield from _Driver(pending, common, at_once, context.progress, context.on_retry).run()
 
 
 @dataclass(frozen=True)
@@ -82,14 +117,14 @@ def _cluster() -> Iterator[None]:
             address=address or "local", log_to_driver=False, logging_level=logging.ERROR,
             include_dashboard=None if address else False,
         )  # fmt: skip
-    except Exception as error:  # noqa: BLE001  of many kinds, whatever keeps Ray from starting
+    except Exception as error:  # noqa: BLE001  Ray raises many kinds
         where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "Ray on this machine"
         reason = str(error).strip().splitlines()[0]
         raise UnavailableError(
             f"--engine ray: cannot reach {where}: {reason}\n"
             "`ray status` shows a cluster; without RAY_ADDRESS one is started here"
         ) from None
-    signal.signal(signal.SIGTERM, ours)  # Ray has put its own in place
+    signal.signal(signal.SIGTERM, ours)  # Ray replaces it
     try:
         yield
     finally:
@@ -97,15 +132,9 @@ def _cluster() -> Iterator[None]:
 
 
 def _knock(address: str | None) -> None:
-    """Raise OSError where nobody answers at `HOST:PORT`, which Ray would try for minutes."""
+    """Raise OSError where nothing answers at `HOST:PORT`; Ray would try for minutes."""
     if address and (found := re.fullmatch(r"([^/]+):(\d+)", address)):
         socket.create_connection((found[1], int(found[2])), timeout=10).close()
-
-
-def _own_threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
 
 
 def _check_room(cpus: int, gpus: float) -> None:
@@ -126,7 +155,7 @@ def _check_room(cpus: int, gpus: float) -> None:
 
 @dataclass
 class _Driver:
-    """Hands out trials and takes in what they give."""
+    """Submits trials and collects their outcomes."""
 
     pending: Sequence[TrialSpec]
     common: _Common
@@ -136,7 +165,7 @@ class _Driver:
     _deaths: dict[str, int] = field(default_factory=dict, init=False)
 
     def run(self) -> Iterator[tuple[TrialSpec, TrialResult | Failure, dict[str, bytes]]]:
-        """Keep as many trials going as may be."""
+        """Keep up to `at_once` trials running."""
         import ray
 
         remote = ray.remote(num_cpus=self.common.cpus, num_gpus=self.common.gpus, max_retries=0)(
@@ -161,7 +190,7 @@ class _Driver:
                     yield spec, *outcome
 
     def _outcome(self, reference: Any, spec: TrialSpec) -> Returned | None:
-        """Give what a trial gave, or None where it is to be run again."""
+        """Return the outcome of a trial, or None where it is to be run again."""
         import ray
         from ray import exceptions
 
@@ -181,7 +210,7 @@ class _Driver:
 
 
 def _reason(error: Exception) -> str:
-    """Say in one line what a worker could not do at all."""
+    """Return in one line why a worker could not run the trial at all."""
     text = str(error)
     if missing := re.search(r"No module named '([^'.]+)", text):
         return (
@@ -194,32 +223,33 @@ def _reason(error: Exception) -> str:
 def _trial(common: _Common, spec: TrialSpec) -> Returned:
     """Run a trial on whatever machine this is."""
     if common.gpus == 0:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves those that it has not given in sight
-    from tgsent.experiment.attempt import attempt
-
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray does not hide those that it has not assigned
     if common.version != __version__:
         return Failure(f"a machine has tgsent {__version__}, and the run {common.version}"), {}
+    use_cores(common.cpus)
     with tempfile.TemporaryDirectory(prefix="tgsent-", ignore_cleanup_errors=True) as name:
         place = Path(name)
         save_to = place / "model" if spec.save_model else None
         if save_to is not None:
             save_to.mkdir()
         try:
-            outcome = attempt(
-                spec,
-                common.splits[spec.trial - 1],
-                Quiet(),
-                data=common.data,
-                cpus=common.cpus,
-                save_to=save_to,
-                checkpoints_in=None,
-                track_in=place / "trackers",
-            )
-        except TgsentError as error:  # of this machine, which may not be so of the others
+            outcome = _outcome(common, spec, TrialFolders(save_to, trackers=place / "trackers"))
+        except TgsentError as error:  # of this machine; others may not have it
             return Failure(f"on {socket.gethostname()}: {error}"), {}
-        files = {
+        found = {
             str(file.relative_to(place)): file.read_bytes()
             for file in place.rglob("*")
             if file.is_file()
         }
-    return outcome, files
+    return outcome, found
+
+
+def _outcome(common: _Common, spec: TrialSpec, folders: TrialFolders) -> TrialResult | Failure:
+    split = common.splits[spec.trial - 1]
+    try:
+        result = trial.run_trial(spec, split, Quiet(), folders)
+        if folders.model is not None:
+            model_card.write(folders.model, spec, split, result.metrics, common.data)
+    except Exception as error:  # noqa: BLE001  returned, or raised again there
+        return trial.failure(spec, error)
+    return result

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import ModuleType
 
 import numpy as np
 
+from tgsent.backends.registry import backend_of
 from tgsent.config import ModelConfig, RunConfig, SweepConfig, check_variant
-from tgsent.config.aliases import BASELINES
 from tgsent.data.dataset import Dataset
 from tgsent.data.splits import TrialSplits, ValidationSplits
 from tgsent.errors import ConfigError, RunFolderError, TgsentError, UnavailableError
 from tgsent.evaluation.significance import bootstrap
 from tgsent.experiment import execute, variants
+from tgsent.experiment.execute import RunContext
 from tgsent.experiment.variants import Settings
-from tgsent.records import Progress, Splits
+from tgsent.records import Splits
 from tgsent.report.results import Results
 from tgsent.runs.checks import check_same_data, check_same_settings
 from tgsent.runs.folder import RunFolder
@@ -25,67 +26,54 @@ from tgsent.runs.manifest import SweepReport, VariantSummary
 from tgsent.runs.metrics import TrialMetrics
 
 FOLDER = "sweep"
-"""Name of the folder of the variants, within that of the run."""
+"""Name of the folder of the variants in the run folder."""
 
 _LONGEST_NAME = 90  # of the 100 characters that a name may have
 
 
-def run(
-    config: RunConfig,
-    dataset: Dataset,
-    splits: TrialSplits,
-    *,
-    fresh: bool,
-    command: Sequence[str],
-    progress: Progress,
-    only: Sequence[str] = (),
-) -> Results:
+def run(config: RunConfig, dataset: Dataset, splits: TrialSplits, context: RunContext) -> Results:
     """Choose the settings of each model, and run the trials with them; return the results.
 
     The variants are trained on, and compared on, texts that are in no trial's test part, so that
-    the choice knows nothing of what the winners are tested on. They have run folders of their own
-    in that of the run, from which a sweep that was stopped goes on. Raises what `execute.run` does,
-    before anything is trained where that can be known, and TgsentError where no variant of a model
-    could be trained.
+    the choice does not depend on what the winners are tested on. They have run folders of their own
+    in that of the run, from which a stopped sweep continues. Raises as `execute.run` does, before
+    anything is trained where that can be known, and TgsentError where no variant of a model could
+    be trained.
     """
-    if only:
+    if context.only:
         raise ConfigError("--only: the trials of a sweep are known when it has ended; leave it out")
     if FOLDER in map(str.casefold, config.names):
         raise ConfigError(f'the name "{FOLDER}" is taken by the folder of the sweep; see `as`')
+    specs = {spec.name: spec for spec in config.trial_specs(())}
     sweeps = {
-        name: _Sweep(config, model, name, dataset, splits, command, progress)
+        name: _Sweep(config, model, name, dataset, splits, context)
         for name, model in zip(config.names, config.models, strict=True)
-        if model.model not in BASELINES  # which have nothing that could vary
+        if backend_of(specs[name]).settings(specs[name])  # a baseline has none that could vary
     }
     for one in sweeps.values():
         one.prepare()
     folder = RunFolder(config.folder)
     with folder.locked():
-        if not fresh:
+        if not context.fresh:
             _check_folder(folder, config, dataset, sweeps)
         elif aside := folder.move_aside():
-            progress.line(f"the old results are now in {aside}")
+            context.progress.line(f"the old results are now in {aside}")
         found = {name: one.run() for name, one in sweeps.items()}
         winners = tuple(
             found[name].winner.model.model_copy(update={"as_": name}) if name in found else model
             for name, model in zip(config.names, config.models, strict=True)
         )
-        return execute.run(
-            config.model_copy(update={"models": winners, "sweep": None}),
-            dataset,
-            splits,
-            fresh=False,
-            command=command,
-            progress=progress,
-            sweep=[one.report for one in found.values()],
-            has_lock=True,
-        )
+        chosen = config.model_copy(update={"models": winners, "sweep": None})
+        pending = execute.prepare(chosen, dataset, splits, replace(context, fresh=False))
+        for spec, outcome in pending.begin([one.report for one in found.values()]):
+            pending.record(spec, outcome)
+        return pending.finish()
 
 
 def _check_folder(
     folder: RunFolder, config: RunConfig, dataset: Dataset, sweeps: Mapping[str, _Sweep]
 ) -> None:
-    """Raise RunFolderError where the folder's results would be refused when the sweep has ended."""
+    """Raise RunFolderError where the folder could not take the results of the sweep."""
     check_same_settings(folder.path, config.model_copy(update={"models": (), "sweep": None}))
     check_same_data(folder.path, dataset.sha256)
     for before in folder.sweeps():
@@ -112,12 +100,12 @@ def _optuna() -> ModuleType:
 
 @dataclass
 class _Variant:
-    """One of them, and what became of it."""
+    """A variant, and its metrics in each round."""
 
     model: ModelConfig
     settings: Settings
     metrics: list[TrialMetrics | None] = field(default_factory=list)
-    """Of each round that it was in; None where its training failed."""
+    """One for each round that it took part in; None where its training failed."""
 
     @property
     def name(self) -> str:
@@ -125,14 +113,14 @@ class _Variant:
 
     @property
     def score(self) -> tuple[int, float]:
-        """Rank it: by how far it came, then by macro-F1."""
+        """Return the key to rank variants by: the number of rounds, then macro-F1."""
         last = self.metrics[-1] if self.metrics else None
         return len(self.metrics), -1.0 if last is None else last.macro_f1
 
 
 @dataclass(frozen=True)
 class _Swept:
-    """What came of the variants of a model."""
+    """The best variant of a model, and the report on all of them."""
 
     winner: _Variant
     report: SweepReport
@@ -147,31 +135,34 @@ class _Sweep:
     name: str
     dataset: Dataset
     trial_splits: TrialSplits
-    command: Sequence[str]
-    progress: Progress
+    context: RunContext
     _tried: list[_Variant] = field(default_factory=list, init=False)
 
     def prepare(self) -> None:
-        """Find out what is wrong or missing before anything is trained; list the variants.
+        """List the variants, and check them before anything is trained.
 
-        Of those that Optuna is to choose, only the model as it is can be looked at.
+        Optuna's variants are not known yet, so that only the model itself is checked.
         """
         if self._sweep.method == "tpe":
             _optuna()
-            execute.fetch_models(self.config, self.dataset, self.progress)
+            self._fetch(self.config)
             return
         for settings in variants.listed(self._sweep):
             self._add(settings)
-        execute.fetch_models(self._run_config(self._tried), self.dataset, self.progress)
+        self._fetch(self._run_config(self._tried))
+
+    def _fetch(self, config: RunConfig) -> None:
+        specs = config.trial_specs(self.dataset.labels)
+        execute.fetch_models(specs, config.engine, self.context.progress)
 
     def run(self) -> _Swept:
-        """Try the variants, in rounds of successive halving or all at once."""
+        """Train the variants, in rounds of successive halving or all at once."""
         if self._sweep.method == "tpe":
             for variant in self._asked():
                 self._train([variant], 0)
             return self._result()
         for number, count in enumerate(self._counts):
-            # sorted as they were tried, where two are equal
+            # stable: of two equal variants, the earlier one stays first
             best = sorted(self._tried, key=lambda v: v.score, reverse=True)[:count]
             names = {variant.name for variant in best}
             self._train([v for v in self._tried if v.name in names], number)
@@ -184,7 +175,7 @@ class _Sweep:
 
     @cached_property
     def _counts(self) -> list[int]:
-        """How many variants each round trains."""
+        """Number of variants that each round trains."""
         return variants.counts(self._sweep)
 
     @cached_property
@@ -195,7 +186,7 @@ class _Sweep:
 
     @property
     def split_sha256(self) -> str:
-        """Hash of the texts of the last round, by which the winner is chosen."""
+        """Hash of the texts of the last round, which decide the winner."""
         return self._rounds.summaries[-1].sha256
 
     def _add(self, settings: Settings) -> _Variant:
@@ -205,16 +196,11 @@ class _Sweep:
         return self._tried[-1]
 
     def _train(self, chosen: Sequence[_Variant], number: int) -> None:
-        """Train some of the variants in one round, and see what they score."""
-        results = execute.run(
-            self._run_config(self._tried),
-            self.dataset,
-            self._rounds,
-            fresh=False,
-            command=self.command,
-            progress=self.progress,
-            only=[f"{variant.name}:{number + 1}" for variant in chosen],
-        )
+        """Train some of the variants in one round, and store their metrics."""
+        only = [f"{variant.name}:{number + 1}" for variant in chosen]
+        context = replace(self.context, fresh=False, only=only)
+        config = self._run_config(self._tried)
+        results = execute.run(config, self.dataset, self._rounds, context)
         trials = {
             (model.model, trial.trial): trial for model in results.models for trial in model.trials
         }
@@ -222,7 +208,7 @@ class _Sweep:
             variant.metrics.append(trials.get((variant.name, number + 1)))
 
     def _run_config(self, tried: Sequence[_Variant]) -> RunConfig:
-        """Describe the run that trains variants: a round is a trial of it."""
+        """Return the config of the run that trains variants; its trials are the rounds."""
         output = self.config.output.model_copy(
             update={"dir": str(self.config.folder / FOLDER), "save_model": "none"}
         )
@@ -237,9 +223,9 @@ class _Sweep:
         )
 
     def _asked(self) -> Iterator[_Variant]:
-        """Ask Optuna for one variant after the other, and tell it what each scored.
+        """Yield one variant of Optuna after the other; report the score of each back.
 
-        It gives the same ones again where the scores are the same: so a sweep goes on.
+        Equal scores give equal variants, which is how a stopped sweep continues.
         """
         optuna = _optuna()
         sampler = optuna.samplers.TPESampler(seed=self._sweep.seed)
@@ -251,9 +237,9 @@ class _Sweep:
             }
             try:
                 variant = self._add(settings)
-                execute.fetch_models(self._run_config([variant]), self.dataset, self.progress)
-            except ConfigError as error:  # settings that do not go together: another is asked for
-                self.progress.line(str(error))
+                self._fetch(self._run_config([variant]))
+            except ConfigError as error:  # these settings do not go together: take another
+                self.context.progress.line(str(error))
                 self._tried = [one for one in self._tried if one.settings is not settings]
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)
                 continue
@@ -273,7 +259,7 @@ class _Sweep:
                 f" {self.config.folder / FOLDER / self.name / 'report.md'} says why"
             )
         winner = max(finalists, key=lambda variant: variant.score)
-        self.progress.line(
+        self.context.progress.line(
             f"{self.name}: the best of {len(self._tried)} variants on {rounds[-1].n_test}"
             f" validation texts is {winner.name}, macro-F1 {winner.score[1]:.4f}"
         )
@@ -317,11 +303,11 @@ def optimism(
     scores: Mapping[str, float],
     labels: Sequence[str],
 ) -> float:
-    """Say how much better the best of several looks than it is, for having been picked.
+    """Estimate the selection bias of the best variant, in macro-F1; 0 for a single variant.
 
-    With the texts weighed anew, as if they were others, the best there scores more than it does on
-    the texts as they are; the mean of that is the bootstrap's estimate of the bias (Efron &
-    Tibshirani 1993, chapter 10, of the maximum). In macro-F1, 0 where there is one variant only.
+    On texts drawn anew with replacement, the best variant scores more than it does on the texts as
+    they are. The mean difference is the bootstrap's estimate of the bias (Efron & Tibshirani 1993,
+    chapter 10, of the maximum).
     """
     if len(answers) < 2:
         return 0.0

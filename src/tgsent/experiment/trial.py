@@ -1,201 +1,90 @@
-"""One trial: fine-tune one model on one split and score it."""
+"""One trial: what its metrics are, why it failed, and what it leaves in the run folder."""
 
 from __future__ import annotations
 
-import tempfile
-import time
+import traceback
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
-
-from tgsent import files
-from tgsent.backends import baselines
-from tgsent.backends.simplet5 import package
+from tgsent.backends import TrialFolders
+from tgsent.backends.registry import backend_of
 from tgsent.config import TrialSpec
-from tgsent.errors import TrialError
+from tgsent.errors import (
+    DivergedError,
+    ProcessLostError,
+    StoppedError,
+    StorageError,
+    TgsentError,
+    TrialError,
+    UnavailableError,
+)
 from tgsent.evaluation import metrics
-from tgsent.evaluation.generate import classify, label_prior
-from tgsent.modeling import hub, legibility, loading, speedups
-from tgsent.modeling.loading import LoadedModel
-from tgsent.modeling.prompts import PromptEncoder, choose_shots
-from tgsent.records import Outcome, Progress, Split
+from tgsent.records import Failure, Outcome, Progress, Split
 from tgsent.runs import signature
+from tgsent.runs.folder import RunFolder
 from tgsent.runs.metrics import TrialMetrics, TrialResult
 from tgsent.terminal import without_secrets
-from tgsent.training import adapters, devices, distributed, loop, memory, trackers
-from tgsent.training.checkpoint import Checkpoints
-from tgsent.training.recipe import resolve
+from tgsent.training import distributed
+
+NO_FOLDERS = TrialFolders()
+
+_ENDING = (UnavailableError, StorageError, StoppedError, ProcessLostError)
+"""Errors that end the whole run, as the other trials would meet them too."""
 
 
 def run_trial(
-    spec: TrialSpec,
-    split: Split,
-    progress: Progress,
-    *,
-    save_to: Path | None = None,
-    checkpoints_in: Path | None = None,
-    track_in: Path | None = None,
+    spec: TrialSpec, split: Split, progress: Progress, folders: TrialFolders = NO_FOLDERS
 ) -> TrialResult:
-    """Run one trial; the result depends on `spec` and `split` alone.
+    """Run one trial; the result depends on `spec` and `split` alone."""
+    return result(spec, split, backend_of(spec).run(spec, split, progress, folders))
 
-    The fine-tuned model is saved in the folder `save_to`, where one is given, and training goes on
-    from the checkpoints in `checkpoints_in`; the package SimpleT5 knows none and starts anew.
-    Trackers that write files write them in `track_in`.
-    """
-    if spec.is_baseline:
-        outcome = baselines.run(spec, split, progress, memory.peak())
-    elif spec.training.backend == "simplet5":
-        outcome = _through_simplet5(spec, split, progress, save_to)
-    else:
-        accelerator = devices.make_accelerator(spec.training, track_in)
-        with trackers.tracking(spec, accelerator):
-            outcome = _through_our_loop(spec, split, progress, save_to, checkpoints_in, accelerator)
-            scores = metrics.score(outcome.predictions[: len(split.test)], spec.labels)
-            accelerator.log(
-                {key: getattr(scores, key) for key in trackers.SCORES}, step=outcome.steps
-            )
+
+def result(spec: TrialSpec, split: Split, outcome: Outcome) -> TrialResult:
+    """Score what a backend predicted."""
     return TrialResult(_metrics(spec, split, outcome), outcome.predictions, outcome.log)
 
 
-def _through_our_loop(
+def failure(spec: TrialSpec, error: Exception) -> Failure:
+    """Return why a trial failed; raise `error` again where it ends the whole run.
+
+    Of several processes that share the trial, all have to fail or none: any error but a divergence,
+    which all of them see, is raised again.
+    """
+    shared = distributed.world_size() > 1 and backend_of(spec).in_our_loop
+    if isinstance(error, _ENDING) or (shared and not isinstance(error, DivergedError)):
+        raise error
+    if isinstance(error, TgsentError):
+        details = error.details if isinstance(error, TrialError) else ""
+        return Failure(str(error).removeprefix(f"{spec.title}: "), details)
+    return Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
+def write(
     spec: TrialSpec,
-    split: Split,
+    outcome: TrialResult | Failure,
+    folder: RunFolder,
     progress: Progress,
-    save_to: Path | None,
-    checkpoints_in: Path | None,
-    accelerator: Accelerator,
-) -> Outcome:
-    on_cuda = accelerator.device.type == "cuda"
-    if on_cuda:
-        torch.cuda.reset_peak_memory_stats()
-    loaded = _load(spec, split, progress)
-    speedups.apply(loaded.model)
-    shots = choose_shots(split.train, spec)
-    encoder = loading.prompt_encoder(loaded, spec, shots)
-    # what every prompt shows with its label is nothing to learn from
-    left = [example for example in split.train if example not in shots]
-    if not left:
-        raise TrialError(
-            f"prompt.shots: {spec.prompt.shots} leaves none of {len(split.train)} training texts"
-        )
-    examples = encoder.encode_examples(left)
-    training = spec.training
-    set_seed(spec.seed)  # loading has drawn random numbers, for some models more than for others
-    recipe = resolve(training, loaded.family, loaded.model.num_parameters(), len(examples))
-    with memory.allocation_errors(spec, "training"):
-        merge = adapters.prepare(loaded.model, training)
-        trainable_parameters = adapters.count(loaded.model)
-        trained = loop.train(
-            loaded.model,
-            examples,
-            loop.collator(loaded, recipe),
-            recipe,
-            seed=spec.seed,
-            accelerator=accelerator,
-            progress=progress,
-            title=spec.title,
-            checkpoints=_checkpoints(spec, split, loaded.commit, checkpoints_in),
-        )
-        merge()  # the model that is scored is the one that is saved
-    # and it answers in fp32, as it does wherever it is loaded: in bf16 the answers would depend on
-    # which texts are answered together
-    answering = accelerator.unwrap_model(loaded.model, keep_fp32_wrapper=False)
-    answerer = replace(loaded, model=answering)
-    started = time.perf_counter()
-    with memory.allocation_errors(spec, "evaluation"):
-        prior = label_prior(answerer, encoder, spec)
-        predictions = classify(answerer, encoder, split.tested, spec, progress, prior)
-    eval_seconds = time.perf_counter() - started
-    if save_to is not None:
-        with files.storage_errors(save_to, answering.get_memory_footprint()):
-            answering.save_pretrained(save_to)
-            loaded.tokenizer.save_pretrained(save_to)
-
-    return Outcome(
-        predictions=predictions,
-        log=trained.log,
-        steps=trained.steps,
-        learning_rate=recipe.learning_rate,
-        warmup_steps=recipe.warmup_steps,
-        max_grad_norm=recipe.max_grad_norm,
-        padding=recipe.padding,
-        train_seconds=trained.seconds,
-        eval_seconds=eval_seconds,
-        truncated=encoder.truncated,
-        truncated_tokens=encoder.truncated_tokens,
-        peak_memory_bytes=torch.cuda.max_memory_allocated() if on_cuda else memory.peak(),
-        parameters=loaded.model.num_parameters(),
-        trainable_parameters=trainable_parameters,
-        device=accelerator.device.type,
-        precision=recipe.precision,
-        example=(loaded.decode(examples[0].prompt), loaded.decode(examples[0].target)),
-        shots=shots,
-        warnings=_illegible(loaded, encoder, split),
-        label_prior=prior,
-        commit=loaded.commit,
-    )
-
-
-def _illegible(loaded: LoadedModel, encoder: PromptEncoder, split: Split) -> tuple[str, ...]:
-    """Return warnings on training and test texts that the model cannot read."""
-    texts = [example.text for example in (*split.train, *split.tested)]
-    return legibility.measure(loaded, encoder, texts).warnings
-
-
-def _checkpoints(
-    spec: TrialSpec, split: Split, commit: str | None, folder: Path | None
-) -> Checkpoints | None:
-    if folder is None or spec.checkpoint_minutes is None:
-        return None
-    identity = {
-        "fingerprint": spec.fingerprint,
-        "split_sha256": split.sha256,
-        "commit": commit or "",
-    }
-    return Checkpoints(folder, identity, spec.checkpoint_minutes * 60)
-
-
-def _through_simplet5(
-    spec: TrialSpec, split: Split, progress: Progress, save_to: Path | None
-) -> Outcome:
-    with tempfile.TemporaryDirectory(prefix="tgsent-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        if spec.training.init == "pretrained":
-            start = hub.fetch(spec.model, weights=True).folder
-        else:
-            start = folder / "start"
-            loaded = _load(spec, split, progress)
-            loaded.model.save_pretrained(start)
-            loaded.tokenizer.save_pretrained(start)
-            del loaded
-        outcome = package.train_and_answer(spec, split, start, folder, progress, save_to)
-    described = loading.describe(spec, split.train)  # the package uses the same tokenizer
-    warnings = _illegible(described, loading.prompt_encoder(described, spec), split)
-    return replace(outcome, warnings=warnings, commit=described.commit)
-
-
-def _load(spec: TrialSpec, split: Split, progress: Progress) -> LoadedModel:
-    set_seed(spec.seed)
-    with (
-        progress.task(f"{spec.title}, loading", 1) as task,
-        memory.allocation_errors(spec, "loading"),
-    ):
-        loaded = loading.load(spec, split.train)
-        task.advance(1)
-    return loaded
+    model: Path | None,
+) -> None:
+    """Write the files of a trial in the run folder; `model` is the folder of a saved model."""
+    if isinstance(outcome, TrialResult):
+        folder.write_trial(spec, outcome, model)
+        progress.line(f"{spec.title}: macro-F1 {outcome.metrics.macro_f1:.4f}")
+        return
+    if outcome.details:
+        name = f"{spec.name}/trial-{spec.trial}/error.txt"
+        folder.write(name, without_secrets(outcome.details))
+    progress.line(f"{spec.title}: failed: {outcome.reason}")
 
 
 def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> TrialMetrics:
-    """Put together the content of `metrics.json`."""
+    """Score the predictions, and add how the trial came to them."""
     n_train, n_test = len(split.train), len(split.test)
-    passes = 1 if spec.is_baseline else spec.training.epochs
+    backend = backend_of(spec)
+    settings = backend.settings(spec)
+    passes = settings.epochs if settings else 1
     scores = metrics.score(outcome.predictions[:n_test], spec.labels)
-    doubts = [] if spec.model == "majority" else metrics.doubts(scores)
-    is_trained = not spec.is_baseline
+    doubts = [] if outcome.is_constant else metrics.doubts(scores)
     return TrialMetrics(
         **vars(scores),
         model=spec.name,
@@ -216,9 +105,9 @@ def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> TrialMetrics:
         n_train=n_train,
         steps=outcome.steps,
         learning_rate=outcome.learning_rate,
-        warmup_steps=outcome.warmup_steps if is_trained else None,
-        max_grad_norm=outcome.max_grad_norm if is_trained else None,
-        padding=outcome.padding if is_trained else None,
+        warmup_steps=outcome.warmup_steps if settings else None,
+        max_grad_norm=outcome.max_grad_norm if settings else None,
+        padding=outcome.padding if settings else None,
         train_seconds=outcome.train_seconds,
         train_examples_per_second=_rate(n_train * passes, outcome.train_seconds),
         eval_seconds=outcome.eval_seconds,
@@ -228,7 +117,7 @@ def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> TrialMetrics:
         trainable_parameters=outcome.trainable_parameters,
         device=outcome.device,
         precision=outcome.precision,
-        processes=distributed.world_size() if spec.is_in_our_loop else 1,
+        processes=distributed.world_size() if backend.in_our_loop else 1,
         backend=spec.training.backend,
         backend_versions=outcome.versions,
         split_sha256=split.sha256,

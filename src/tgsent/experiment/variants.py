@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from optuna import Trial
 
 Settings = Mapping[str, Any]
-"""What makes a variant, by dotted key."""
+"""The values that a variant changes, by dotted key."""
 
 _MISSES = 1000
-"""Draws in a row that are no new combination: there is none left."""
+"""After so many draws without a new combination, none is assumed to be left."""
 
 
 def count(sweep: SweepConfig) -> int:
-    """Give how many variants there are."""
+    """Return the number of variants."""
     if sweep.method == "tpe":
         return sweep.variants or 0
     return len(listed(sweep))
 
 
 def listed(sweep: SweepConfig) -> list[Settings]:
-    """Give the variants of a grid, or those that are drawn at random, each once."""
+    """Return the variants of a grid, or those drawn at random, each once."""
     if sweep.method == "grid":
         values = [
             list(range(int(v.low), int(v.high) + 1)) if isinstance(v, SweepRange) else v
@@ -65,8 +65,8 @@ def _draw(values: SweepRange, rng: random.Random) -> float:
 
 
 def suggested(trial: Trial, key: str, values: Sequence[Any] | SweepRange) -> Any:
-    """Have Optuna choose a value."""
-    if not isinstance(values, SweepRange):  # which may be anything, so that their places are drawn
+    """Return the value that Optuna suggests."""
+    if not isinstance(values, SweepRange):  # Optuna takes few types, so it draws an index
         return values[trial.suggest_categorical(key, range(len(values)))]
     if values.is_whole:
         return trial.suggest_int(key, int(values.low), int(values.high), log=values.log)
@@ -74,11 +74,10 @@ def suggested(trial: Trial, key: str, values: Sequence[Any] | SweepRange) -> Any
 
 
 def rungs(variants: int, halving: int | None) -> list[int]:
-    """Give how many variants are trained in each round of successive halving.
+    """Return the number of variants in each round of successive halving.
 
-    The last of a model's rounds, in which as many are left as `halving` or fewer, trains on all
-    texts; each round before it on so many times fewer (Jamieson & Talwalkar 2016; the resource is
-    the number of training texts).
+    The last round, with at most `halving` variants, trains on all texts; each round before it on
+    `halving` times fewer (Jamieson & Talwalkar 2016; the resource is the number of texts).
     """
     counts = [variants]
     while halving and counts[-1] > halving:
@@ -87,10 +86,10 @@ def rungs(variants: int, halving: int | None) -> list[int]:
 
 
 def counts(sweep: SweepConfig) -> list[int]:
-    """Give how many variants each round of this sweep trains."""
+    """Return the number of variants in each round of this sweep."""
     return rungs(count(sweep), sweep.halving)
 
 
 def shares(counts: Sequence[int], halving: int | None) -> list[float]:
-    """Give the share of the training texts that each of these rounds trains on."""
+    """Return the share of the training texts that each of these rounds trains on."""
     return [float(halving or 1) ** (number + 1 - len(counts)) for number in range(len(counts))]

@@ -71,7 +71,7 @@ _session = _Session()
 
 def fetch_for(spec: TrialSpec, progress: Progress | None = None) -> Snapshot | None:
     """Return the files that a trial starts from, as `fetch` does; None where it needs none."""
-    if spec.training.init == "tiny" or spec.is_baseline:
+    if not spec.needs_files:
         return None
     return fetch(spec.model, weights=spec.training.init == "pretrained", progress=progress)
 

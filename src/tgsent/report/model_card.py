@@ -148,9 +148,9 @@ def _printed(spec: TrialSpec) -> list[str]:
 
 
 def _search(spec: TrialSpec) -> str:
-    """Write the arguments of the search, where it was not greedy."""
-    package = spec.training.simplet5
-    if spec.training.backend == "native":
+    """Write how the answers were searched for, where it was not greedily."""
+    package = spec.training.package
+    if package is None:
         return ""
     return (
         f", num_beams={package.num_beams}, early_stopping=True,"

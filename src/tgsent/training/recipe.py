@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from tgsent.config import SIMPLET5_LEARNING_RATE, TrainingConfig
+from tgsent.config import TrainingConfig
 from tgsent.errors import UnavailableError
 from tgsent.modeling.batches import Counted
 from tgsent.modeling.family import Family
@@ -72,14 +72,13 @@ def resolve(training: TrainingConfig, family: Family, parameters: int, examples:
     Adapters are not counted in `parameters`. Raises UnavailableError for a device or precision
     that this machine does not have.
     """
-    native = training.backend == "native"
     device = resolve_device(training.device)
     steps_per_epoch = math.ceil(examples / training.batch_size)
     padding, max_grad_norm = training.padding, training.max_grad_norm
     if padding == "auto":
-        padding = "longest" if native else "max_tokens"
+        padding = "longest"
     if max_grad_norm == "auto":
-        max_grad_norm = 1.0 if native else None
+        max_grad_norm = 1.0
     return Recipe(
         device=device,
         precision=resolve_precision(training, device),
@@ -117,8 +116,7 @@ def resolve_precision(training: TrainingConfig, device: str) -> Precision:
     """Return the precision in which a model is trained on this device.
 
     `auto` is bf16 where the device computes it natively, but fp32 for tiny models, whose matrices
-    are too small to gain from it, and with the package SimpleT5. Raises UnavailableError for fp16
-    without a cuda device.
+    are too small to gain from it. Raises UnavailableError for fp16 without a cuda device.
     """
     precision = training.precision
     if precision == "fp16" and device != "cuda":
@@ -128,7 +126,7 @@ def resolve_precision(training: TrainingConfig, device: str) -> Precision:
         )
     if precision != "auto":
         return precision
-    if training.init == "tiny" or training.backend == "simplet5":
+    if training.init == "tiny":
         return "fp32"
     if device == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -141,8 +139,6 @@ def resolve_precision(training: TrainingConfig, device: str) -> Precision:
 
 
 def _learning_rate(training: TrainingConfig, family: Family, parameters: int) -> float:
-    if training.backend == "simplet5":
-        return SIMPLET5_LEARNING_RATE
     if training.learning_rate != "auto":
         return training.learning_rate
     if training.init == "tiny":
@@ -159,5 +155,5 @@ def _warmup_steps(training: TrainingConfig, total_steps: int) -> int:
     """Return the number of steps; below 1, the setting is a share of all steps."""
     warmup = training.warmup_steps
     if warmup == "auto":
-        warmup = 0.1 if training.backend == "native" else 0.0
+        warmup = 0.1
     return round(warmup * total_steps) if warmup < 1 else int(warmup)

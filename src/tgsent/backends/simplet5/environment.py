@@ -1,4 +1,4 @@
-"""The environment of its own in which the package SimpleT5 lives: made, found and checked.
+"""The environment of the package SimpleT5: create, find and check it.
 
 The package's pins cannot be installed beside a current transformers, so tgsent never imports it.
 """
@@ -24,9 +24,9 @@ from tgsent.files import cache_folder, write_atomic
 COMMAND = "tgsent setup-simplet5"
 VARIABLE = "TGSENT_SIMPLET5_PYTHON"
 
-# the package itself comes without what it declares, which no current Python can install
+# the package is installed without its pinned dependencies, which no current Python can install
 _PACKAGE = "simplet5==0.1.4"
-# the newest transformers and Lightning that have all that it calls, and what these need in turn
+# the newest transformers and Lightning that the package works with, and what these need
 _NEEDED = (
     "transformers==4.57.*",
     "pytorch-lightning==1.9.5",
@@ -46,21 +46,21 @@ Report = Callable[[str], None]
 
 
 def requirements() -> tuple[str, ...]:
-    """Give what is installed beside the package; torch within the same bounds as for tgsent."""
+    """Return what is installed beside the package; torch within the same bounds as for tgsent."""
     ours = importlib.metadata.requires("tgsent") or []
     torch = [line for line in ours if re.match(r"torch(?![\w.-])", line)]
     return (*torch, *_NEEDED)
 
 
 def folder() -> Path:
-    """Give the place of the environment; other requirements or another Python have another."""
+    """Return the folder of the environment for these requirements and this version of Python."""
     made_of = [_PACKAGE, *requirements(), f"python{sys.version_info[0]}.{sys.version_info[1]}"]
     digest = hashlib.sha256("\n".join(made_of).encode()).hexdigest()
     return cache_folder() / f"simplet5-{digest[:12]}"
 
 
 def find() -> tuple[Path, dict[str, str]]:
-    """Give the interpreter that has the package, and the versions of what matters there.
+    """Return the interpreter that has the package, and the versions of its main packages.
 
     Raises UnavailableError where there is none.
     """
@@ -90,10 +90,10 @@ def find() -> tuple[Path, dict[str, str]]:
 
 
 def set_up(report: Report, *, fresh: bool = False) -> None:
-    """Make the environment, or check the one that is there and mend it where it is broken.
+    """Create the environment, or check the existing one and rebuild it where it is broken.
 
-    It counts as made only when all of it is installed and the package could be imported. Raises
-    UnavailableError where that fails.
+    It counts as set up only when the package could be imported. Raises UnavailableError where that
+    fails.
     """
     place = folder()
     try:
@@ -121,7 +121,7 @@ def _is_sound(place: Path, report: Report) -> bool:
 
 def _make(place: Path, report: Report) -> None:
     report(f"making an environment for the package simplet5 in {place}")
-    (place / _READY).unlink(missing_ok=True)  # first, so that half of it never looks whole
+    (place / _READY).unlink(missing_ok=True)  # first: what is incomplete must not look complete
     shutil.rmtree(place, ignore_errors=True)
     _call([sys.executable, "-m", "venv", str(place)], "venv")
     pip = [str(_python(place)), "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]

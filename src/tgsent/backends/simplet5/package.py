@@ -1,8 +1,8 @@
-"""T5 through the package SimpleT5: its own training and its own answers, in a process of its own.
+"""T5 with the package SimpleT5, which trains and predicts in a process of its own.
 
-The package needs another transformers than tgsent. So the work is done by the script
-`worker.py` under the interpreter of that environment: the job goes there as a file, steps and
-answers are told on a pipe, and the results come back as a file.
+The package needs an older transformers than tgsent. So the interpreter of another environment runs
+`worker.py`: it reads the job from a file, reports steps and answers on a pipe, and writes the
+results to a file.
 """
 
 from __future__ import annotations
@@ -14,15 +14,19 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tgsent.backends import TrialFolders, models
 from tgsent.backends.simplet5 import environment
-from tgsent.config import SIMPLET5_LEARNING_RATE, TrialSpec
-from tgsent.errors import TrialError, UnavailableError
+from tgsent.config import SIMPLET5_LEARNING_RATE, TrainingConfig, TrialSpec
+from tgsent.errors import ConfigError, TrialError, UnavailableError
+from tgsent.modeling import hub, loading
+from tgsent.modeling.loading import LoadedModel
 from tgsent.modeling.prompts import parse, render_prompt, render_target
 from tgsent.records import Outcome, Prediction, Progress, Split
 
@@ -34,28 +38,81 @@ _TOKENIZER_FILES = (
 )  # fmt: skip
 
 
-def train_and_answer(
+class SimpleT5:
+    """Trains and evaluates with the package SimpleT5, in the environment made for it."""
+
+    in_our_loop = False
+
+    def settings(self, spec: TrialSpec) -> TrainingConfig:
+        """Return the settings with those that are fixed in the package instead of `auto`."""
+        fixed = {
+            "learning_rate": SIMPLET5_LEARNING_RATE, "warmup_steps": 0, "max_grad_norm": None,
+            "padding": "max_tokens", "precision": "fp32",
+        }  # fmt: skip
+        return spec.training.model_copy(update=fixed)
+
+    def check_installed(self, spec: TrialSpec) -> None:  # noqa: ARG002  the same for all trials
+        """Raise UnavailableError where the environment is missing or broken."""
+        environment.find()
+
+    def check(
+        self, spec: TrialSpec, *, here: bool = True, loaded: LoadedModel | None = None
+    ) -> tuple[str, ...]:
+        """Check the model as `Backend.check` says."""
+        if (kind := loading.model_type(spec.model)) != "t5":
+            raise ConfigError(
+                f"training.backend: the package SimpleT5 trains T5, and {spec.model} is a model of"
+                f' the kind "{kind}"; train it with backend: native'
+            )
+        return models.check(spec, here=here, loaded=loaded)
+
+    def run(
+        self, spec: TrialSpec, split: Split, progress: Progress, folders: TrialFolders
+    ) -> Outcome:
+        """Train and evaluate as `Backend.run` says.
+
+        Raises UnavailableError where package or device are missing, TrialError where the package
+        fails or its loss is not finite.
+        """
+        python, versions = environment.find()
+        with tempfile.TemporaryDirectory(prefix="tgsent-", ignore_cleanup_errors=True) as name:
+            folder = Path(name)
+            start = _start(spec, split, folder / "start", progress)
+            _lend_model(start, folder / "model")
+            (folder / "job.json").write_text(json.dumps(_job(spec, split)), "utf-8")
+            with _running(python, folder) as process:
+                worker = _Worker(process, folder, spec.title)
+                log = _follow(worker, spec, split, progress)
+                results = worker.results()
+            if folders.model is not None:
+                _keep_model(folder / results["model_folder"], start, folders.model)
+        loaded = loading.describe(spec, split.train)  # the package uses the same tokenizer
+        warnings = models.illegible(loaded, loading.prompt_encoder(loaded, spec), split)
+        return _outcome(spec, split, log, results, versions, warnings)
+
+
+def _start(spec: TrialSpec, split: Split, folder: Path, progress: Progress) -> Path:
+    """Return the folder of the model that training starts from; `folder` if it is built here."""
+    if spec.training.init == "pretrained":
+        return hub.fetch(spec.model, weights=True).folder
+    loaded = models.load(spec, split, progress)
+    loaded.model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _outcome(
     spec: TrialSpec,
     split: Split,
-    start: Path,
-    folder: Path,
-    progress: Progress,
-    save_to: Path | None,
+    log: tuple[dict[str, Any], ...],
+    results: dict[str, Any],
+    versions: dict[str, str],
+    warnings: tuple[str, ...],
 ) -> Outcome:
-    """Fine-tune the model in the folder `start` and let it answer the test texts.
-
-    `folder` is a temporary one for all that the package writes. Raises UnavailableError where
-    package or device are missing, TrialError where the package fails or its loss is not finite.
-    """
-    python, versions = environment.find()
-    _lend_model(start, folder / "model")
-    (folder / "job.json").write_text(json.dumps(_job(spec, split)), "utf-8")
-    with _running(python, folder) as process:
-        worker = _Worker(process, folder, spec.title)
-        log = _follow(worker, spec, split, progress)
-        results = worker.results()
-    if save_to is not None:
-        _keep_model(folder / results["model_folder"], start, save_to)
+    measured = (
+        "train_seconds", "eval_seconds", "truncated", "truncated_tokens", "peak_memory_bytes",
+        "parameters", "device",
+    )  # fmt: skip
     return Outcome(
         predictions=tuple(
             Prediction(
@@ -70,17 +127,12 @@ def train_and_answer(
         steps=_steps_per_epoch(spec, split) * spec.training.epochs,
         learning_rate=SIMPLET5_LEARNING_RATE,
         padding="max_tokens",
-        train_seconds=results["train_seconds"],
-        eval_seconds=results["eval_seconds"],
-        truncated=results["truncated"],
-        truncated_tokens=results["truncated_tokens"],
-        peak_memory_bytes=results["peak_memory_bytes"],
-        parameters=results["parameters"],
+        **{key: results[key] for key in measured},
         trainable_parameters=results["parameters"],
-        device=results["device"],
         precision="fp32",
         versions=versions,
         example=_example(spec, split),
+        warnings=warnings,
     )
 
 
@@ -113,7 +165,7 @@ def _steps_per_epoch(spec: TrialSpec, split: Split) -> int:
 def _follow(
     worker: _Worker, spec: TrialSpec, split: Split, progress: Progress
 ) -> tuple[dict[str, Any], ...]:
-    """Show what the worker does, as our own loop shows its work; give the rows of the log."""
+    """Report progress as our own loop does; return the rows of the log."""
     with progress.task(f"{spec.title}, loading", 1) as task:
         worker.next("loaded")
         task.advance(1)
@@ -150,14 +202,14 @@ def _follow(
 
 @dataclass
 class _Worker:
-    """The other side of the pipe."""
+    """The worker process, and its events."""
 
     process: subprocess.Popen[str]
     folder: Path
     title: str
 
     def next(self, event: str) -> dict[str, Any]:
-        """Wait for what the worker tells next, which is to be `event`."""
+        """Wait for the next event, which must be `event`, and return it."""
         assert self.process.stdout is not None  # noqa: S101  it was asked for
         line = self.process.stdout.readline()
         try:
@@ -171,7 +223,7 @@ class _Worker:
         return told
 
     def results(self) -> dict[str, Any]:
-        """Wait for its end; give what it left behind."""
+        """Wait for the worker to end; return its results."""
         if self.process.wait() != 0:
             raise self._failure()
         results: dict[str, Any] = json.loads((self.folder / "results.json").read_bytes())
@@ -192,9 +244,9 @@ class _Worker:
 
 @contextlib.contextmanager
 def _running(python: Path, folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """Run the worker while the context is open; it and what it started end with it.
+    """Run the worker in the context; end it and its children at the end.
 
-    It ends by itself when its input closes, which happens even where this process is killed.
+    It ends by itself when its standard input closes, also where this process is killed.
     """
     hub = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
     with (folder / "stderr.txt").open("wb") as stderr:
@@ -217,7 +269,7 @@ def _running(python: Path, folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """End the worker and its children: asked first, then not asked."""
+    """End the worker and its children, with SIGTERM first and SIGKILL if that does not help."""
     for sent in (signal.SIGTERM, signal.SIGKILL):
         if process.poll() is not None:
             return
@@ -228,7 +280,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def _lend_model(start: Path, folder: Path) -> None:
-    """Show the package the files of a model, its tokenizer's settings in the words it knows."""
+    """Link the files of a model into `folder`; write its tokenizer's settings as transformers 4."""
     folder.mkdir()
     for file in start.resolve().iterdir():
         if file.is_file() and file.name != "tokenizer_config.json":
@@ -240,7 +292,7 @@ def _lend_model(start: Path, folder: Path) -> None:
 
 
 def _in_older_words(settings: dict[str, Any]) -> dict[str, Any]:
-    """Write a tokenizer's settings as transformers 4 did, where they are in the words of 5."""
+    """Return a tokenizer's settings as transformers 4 writes them."""
     if not isinstance(settings.get("extra_special_tokens", []), list) or "backend" not in settings:
         return settings
     special = settings.get("extra_special_tokens", [])
@@ -257,10 +309,10 @@ def _in_older_words(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _keep_model(trained: Path, start: Path, save_to: Path) -> None:
-    """Keep the folder that the package wrote, with the tokenizer as it was before.
+    """Copy the model that the package saved, with the tokenizer files that training started from.
 
-    Training does not change the tokenizer, but transformers 5 reads what 4 writes of some
-    tokenizers (those of tiny models) as another one.
+    Training does not change the tokenizer, but transformers 5 misreads some tokenizers that
+    transformers 4 has saved (those of tiny models).
     """
     shutil.copytree(
         trained, save_to, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_TOKENIZER_FILES)

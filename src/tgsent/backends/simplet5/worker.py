@@ -1,8 +1,8 @@
-"""Trains and answers with the package SimpleT5; run by `simplet5.py`, in the package's environment.
+"""Train and predict with the package SimpleT5; `package.py` runs this in its environment.
 
-Nothing of tgsent may be imported here. The working folder is a temporary one: it holds `job.json`
-and the folder `model`, and gets `results.json` and all that the libraries write. Standard output
-carries one JSON document per event, standard input does nothing but stay open.
+Nothing of tgsent can be imported here. The working folder is temporary: it holds `job.json` and
+the folder `model`; `results.json` and all that the libraries write go there. Standard output
+carries one JSON document per event; standard input only stays open.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 
 def main() -> None:
-    """Do the job."""
+    """Read the job, carry it out, and write its results."""
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # the libraries print, too
+    os.dup2(2, 1)  # the libraries print too
 
     def tell(event: str, **more: Any) -> None:
         events.write(json.dumps({"event": event, **more}) + "\n")
@@ -41,7 +42,7 @@ def main() -> None:
 
 
 def end_with_parent(folder: Path) -> None:
-    """End this process, and what it wrote, when the one that started it is gone."""
+    """Wait for the parent process to end; then remove the working folder and end this process."""
     while os.read(0, 1024):
         pass
     shutil.rmtree(folder, ignore_errors=True)
@@ -49,13 +50,13 @@ def end_with_parent(folder: Path) -> None:
 
 
 def do(job: dict[str, Any], *, use_gpu: bool, tell: Any) -> dict[str, Any]:
-    """Train, load what was saved, and predict: the package's own way."""
+    """Train, load the saved model and predict, as the package documents it."""
     import pandas as pd
     import pytorch_lightning as pl
     import torch
     from simplet5 import SimpleT5, simplet5
 
-    # the package lets nobody pass callbacks; its progress bar is all that is replaced
+    # the package takes no callbacks, so its progress bar is replaced
     simplet5.TQDMProgressBar = progress_bar(tell)
     pl.seed_everything(job["seed"], workers=True)  # the package has just set 42
     t5 = SimpleT5()
@@ -70,7 +71,7 @@ def do(job: dict[str, Any], *, use_gpu: bool, tell: Any) -> dict[str, Any]:
     started = time.perf_counter()
     t5.train(
         train_df=train,
-        # the package demands some; these are training texts, and nothing is chosen by their loss
+        # required by the package; nothing is selected by the loss on these training texts
         eval_df=train.head(job["batch_size"]),
         source_max_token_len=job["source_max_tokens"],
         target_max_token_len=job["target_max_tokens"],
@@ -79,7 +80,7 @@ def do(job: dict[str, Any], *, use_gpu: bool, tell: Any) -> dict[str, Any]:
         use_gpu=use_gpu,
         outputdir="outputs",
         logger=False,
-        # in this process: workers would have to be ended, too, and cost more than short texts do
+        # in this process: more processes cost more than they save with short texts
         dataloader_num_workers=0,
         save_only_last_epoch=True,
     )
@@ -88,21 +89,11 @@ def do(job: dict[str, Any], *, use_gpu: bool, tell: Any) -> dict[str, Any]:
     (saved,) = Path("outputs").iterdir()
     t5.load_model("t5", str(saved), use_gpu=use_gpu)
     started = time.perf_counter()
-    generated = []
-    for source in job["test"]:
-        (answer,) = t5.predict(
-            source,
-            max_length=job["target_max_tokens"],
-            num_beams=job["num_beams"],
-            repetition_penalty=job["repetition_penalty"],
-        )
-        generated.append(answer)
-        tell("answer")
     return {
-        "generated": generated,
+        "generated": list(predictions(t5, job, tell)),
         "train_seconds": train_seconds,
         "eval_seconds": time.perf_counter() - started,
-        "truncated": sum(tokens > 0 for tokens in lost),  # `predict` cuts nothing
+        "truncated": sum(tokens > 0 for tokens in lost),  # `predict` truncates nothing
         "truncated_tokens": sum(tokens for tokens in lost if tokens > 0),
         "parameters": t5.model.num_parameters(),
         "peak_memory_bytes": torch.cuda.max_memory_allocated() if use_gpu else peak_memory(),
@@ -111,11 +102,24 @@ def do(job: dict[str, Any], *, use_gpu: bool, tell: Any) -> dict[str, Any]:
     }
 
 
+def predictions(t5: Any, job: dict[str, Any], tell: Any) -> Iterator[str]:
+    """Yield what the model generates for each test text."""
+    for source in job["test"]:
+        (generated,) = t5.predict(
+            source,
+            max_length=job["target_max_tokens"],
+            num_beams=job["num_beams"],
+            repetition_penalty=job["repetition_penalty"],
+        )
+        tell("answer")
+        yield generated
+
+
 def check(t5: Any, job: dict[str, Any]) -> None:
-    """Refuse what would train or answer without an error, and wrongly."""
+    """Raise ValueError for settings that the package would accept and use wrongly."""
     if len(t5.tokenizer) > t5.model.get_input_embeddings().num_embeddings:
         raise ValueError("the tokenizer has more tokens than the model has embeddings")
-    # generation counts the token that the decoder reads first
+    # generation counts the decoder's start token
     needed = 1 + max(token_counts(t5, sorted(set(job["train"]["target_text"]))))
     if needed > job["target_max_tokens"]:
         raise ValueError(
@@ -125,12 +129,12 @@ def check(t5: Any, job: dict[str, Any]) -> None:
 
 
 def token_counts(t5: Any, texts: list[str]) -> list[int]:
-    """Count the tokens of each text, its end token too."""
+    """Count the tokens of each text, the EOS token included."""
     return [len(ids) for ids in t5.tokenizer(texts, verbose=False)["input_ids"]]
 
 
 def progress_bar(tell: Any) -> type:
-    """Make a progress bar for Lightning that tells of every step."""
+    """Return a progress bar class for Lightning that reports every step."""
     from pytorch_lightning.callbacks import ProgressBarBase
 
     class Bar(ProgressBarBase):  # type: ignore[misc]  # of a library that is not there for mypy
@@ -150,9 +154,9 @@ def progress_bar(tell: Any) -> type:
 
 
 def peak_memory() -> int:
-    """Give the highest resident memory of this process, in bytes."""
+    """Return the peak resident memory of this process, in bytes."""
     status = Path("/proc/self/status")
-    if status.exists():  # what getrusage says there includes the process that started this one
+    if status.exists():  # on Linux, getrusage includes the parent process
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
