@@ -314,7 +314,7 @@ def test_a_checkpoint_of_other_weights_is_another(model: Path, tmp_path: Path) -
 
     def identity() -> dict[str, str]:
         (spec,) = weights.recorded(config.trial_specs(dataset.labels), Quiet())
-        found = checkpoints(spec, split, tmp_path)
+        found = checkpoints(spec, split, None, tmp_path)
         assert isinstance(found, Checkpoints)
         return found.identity
 

@@ -184,7 +184,7 @@ def contrary(tmp_path_factory: pytest.TempPathFactory, sample: Split) -> str:
     folder = tmp_path_factory.mktemp("contrary")
     native = {"epochs": 6, "learning_rate": 2e-3, "batch_size": 16}
     result = run_trial(
-        tiny_spec("gpt2", training=native), opposite(sample), Silent(), save_to=folder
+        tiny_spec("gpt2", training=native), opposite(sample), Silent(), TrialFolders(folder)
     )
     assert result.metrics.macro_f1 > 0.7
     return str(folder)

@@ -53,7 +53,6 @@ def test_auto_is_by_family_and_size(family: Family, parameters: int, rate: float
         ({"init": "random"}, causal, 3e-4),
         ({"init": "random"}, seq2seq, 3e-4),
         ({"init": "random", "lora": {}}, causal, 3e-4),
-        ({"backend": "simplet5"}, seq2seq, 1e-4),
         ({"learning_rate": 0.5}, causal, 0.5),
         ({"learning_rate": 0.5, "init": "tiny", "lora": {}}, causal, 0.5),
     ],
@@ -85,7 +84,6 @@ def test_steps_are_counted_with_the_last_batch_of_each_epoch() -> None:
     ("training", "expected"),
     [
         ({}, (1.0, None, "longest", "label")),
-        ({"backend": "simplet5"}, (None, 512, "max_tokens", "label")),
         ({"max_grad_norm": None}, (None, None, "longest", "label")),
         ({"padding": "max_tokens", "max_tokens": 60}, (1.0, 60, "max_tokens", "label")),
         ({"loss": "full"}, (1.0, None, "longest", "full")),
