@@ -190,6 +190,7 @@ def run(
 def _texts(settings: RunConfig, progress: Progress, *, quiet: bool) -> tuple[Dataset, TrialSplits]:
     """Read the texts, split them, and print notes about them."""
     from tgsent.data.dataset import load_dataset
+    from tgsent.data.splits import TrialSplits
 
     try:
         dataset = load_dataset(settings.data, progress)
