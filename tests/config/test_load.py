@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tgsent.config import (
     DataConfig,
+    LoraConfig,
     ModelConfig,
     PromptConfig,
     RunConfig,
@@ -159,6 +160,10 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(write: Write) -> None:
             "training:\n  lora: {target: everything}",
             "training.lora.target (line 2): must be 'all-linear' or 'attention' or a list,"
             " not 'everything'",
+        ),
+        (
+            "training:\n  lora:\n    target:\n    - q\n    - 3",
+            "training.lora.target.1 (line 5): must be a string, not 3",
         ),
         (
             "training:\n  lora: {target: []}",
@@ -319,6 +324,24 @@ def test_all_mistakes_are_named_at_once(write: Write) -> None:
         "  training.learning_rate (line 15)",
         "  training.loss (line 14)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("models", "places"),
+    [
+        ("[gpt2, {model: t5, prompt: {}}]", ["training.epochs (line 2)"]),
+        ("[gpt2, {model: t5, training: {batch_size: 2}}]", ["training.epochs (line 2)"]),
+        (
+            "[gpt2, {model: t5, training: {epochs: -1}}]",
+            ["training.epochs (line 2)", "models.1.training.epochs (line 1)"],
+        ),
+    ],
+)
+def test_a_mistake_that_models_inherit_is_named_once(
+    models: str, places: list[str], write: Write
+) -> None:
+    _, *mistakes = refusal(write(f"models: {models}\ntraining: {{epochs: -1}}\n"))
+    assert [line.strip().split(":")[0] for line in mistakes] == places
 
 
 @pytest.mark.parametrize("yaml", ["", "- gpt2\n", "gpt2\n", "3\n"])
@@ -578,6 +601,38 @@ def test_models_override_prompt_and_training_for_themselves(write: Write) -> Non
     assert gpt2.training == TrainingConfig()
     assert t5.training == TrainingConfig(batch_size=8, learning_rate=1e-4)
     assert t5.prompt == PromptConfig(input="{text}")
+
+
+def test_models_hold_complete_sections_and_are_dumped_as_they_were_written(write: Write) -> None:
+    path = write(
+        "models: [gpt2, {model: t5, training: {lora: {r: 8}, epochs: 5}}]\n"
+        "training: {epochs: 4, lora: {alpha: 2}}\n"
+    )
+    config = load(path)
+    gpt2, t5 = (model.training for model in config.models)
+    assert gpt2 == config.training
+    assert t5 == TrainingConfig(epochs=5, lora=LoraConfig(r=8, alpha=2))
+    assert config.dump()["models"] == [
+        "gpt2",
+        {"model": "t5", "training": {"lora": {"r": 8}, "epochs": 5}},
+    ]
+
+
+def test_a_variant_is_a_model_with_other_settings() -> None:
+    config = load("smoke", overrides=["models.0.training={epochs: 2, batch_size: 8}"])
+    settings = {"training.epochs": 1, "training.lora.r": 4, "model": "t5"}
+    variant = config.variant(config.models[0], settings, "other")
+    assert (variant.name, variant.model) == ("other", "t5")
+    assert variant.training == config.training.model_copy(
+        update={"epochs": 1, "batch_size": 8, "lora": LoraConfig(r=4)}
+    )
+    assert variant.written == {
+        "model": "t5",
+        "as": "other",
+        "training": {"epochs": 1, "batch_size": 8, "lora": {"r": 4}},
+    }
+    with pytest.raises(ConfigError, match=r"the variant prompt.input='x': must contain \{text\}"):
+        config.variant(config.models[0], {"prompt.input": "x"}, "other")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from typing import Literal, NamedTuple, get_args
 from pydantic import BaseModel, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-Path = tuple[str | int, ...]
+from tgsent.config.yaml_source import Path
+
 Kind = Literal["wrong", "invalid", "conflict"]
 """`wrong`: the value is shown after the message; `invalid`: the message says it all; `conflict`:
 the same, and it depends on another key as well, which may vary in a sweep."""

@@ -16,6 +16,7 @@ from yaml.composer import ComposerError
 from tgsent.errors import ConfigError
 
 Path = tuple[str | int, ...]
+"""The keys and positions on the way to a value."""
 
 _MAX_DEPTH = 100
 
