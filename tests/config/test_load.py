@@ -326,6 +326,11 @@ def test_all_mistakes_are_named_at_once(write: Write) -> None:
     ]
 
 
+def test_a_section_that_holds_itself_is_refused(write: Write) -> None:
+    path = write("training: &t {simplet5: *t}\nmodels: [{model: t5, training: *t}]\n")
+    assert "training.simplet5.simplet5 (line 1): unknown key" in refusal(path)[1]
+
+
 @pytest.mark.parametrize(
     ("models", "places"),
     [

@@ -55,7 +55,8 @@ class _Written:
 
 def _merge(values: object, changes: object) -> object:
     """Change values, those of a mapping within the mapping key by key."""
-    if not (isinstance(values, Mapping) and isinstance(changes, Mapping)):
+    # one YAML alias, used twice, may hold itself
+    if values is changes or not (isinstance(values, Mapping) and isinstance(changes, Mapping)):
         return changes
     return {**values, **{key: _merge(values.get(key), new) for key, new in changes.items()}}
 
