@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 INTRODUCTION = """\
 # Configuration
 
-Written by `scripts/make_reference.py` from the fields in `src/tgsent/config/schema.py`.
+Written by `scripts/make_reference.py` from the fields in `src/tgsent/config/`.
 
 A config is a YAML file; every key may be left out and then has the default given here, which is
 also what `configs/default.yaml` says. Unknown keys are refused. `--set KEY=VALUE` sets any key by
@@ -69,8 +69,8 @@ def reference() -> str:
 def default_config() -> str:
     """Write the defaults as a config, each key with its documentation."""
     lines = [
-        "# The recipe that tgsent recommends. Written by scripts/make_reference.py from the fields",
-        "# in src/tgsent/config/schema.py, which hold the same defaults.",
+        "# The recommended settings. Written by scripts/make_reference.py from the fields",
+        "# in src/tgsent/config, which hold the same defaults.",
     ]
     return "\n".join([*lines, *_entries(RunConfig, RunConfig().dump(), "")]) + "\n"
 
@@ -108,7 +108,7 @@ def _table(title: str, section: type[BaseModel], prefix: str, keys: list[str]) -
 
 
 def _sections(parent: type[BaseModel], prefix: str) -> Iterator[tuple[str, type[BaseModel]]]:
-    """Give every section below `parent` with its dotted name, in order."""
+    """Yield every section below `parent` with its dotted name, in order."""
     for name in parent.model_fields:
         if section := _section(parent, name):
             yield f"{prefix}{name}", section
@@ -139,7 +139,7 @@ def _values(annotation: Any) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [item.model for item in value]
-    return value
+    return value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value
 
 
 def _yaml(value: Any) -> str:

@@ -72,8 +72,8 @@ def test_an_empty_document_is_null() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\nb: 2\na: 3\n", 'f.yaml, line 3: the key "a" stands twice'),
-        ("a:\n  b: 1\n  b: 2\n", 'f.yaml, line 3: the key "b" stands twice'),
+        ("a: 1\nb: 2\na: 3\n", 'f.yaml, line 3: duplicate key "a"'),
+        ("a:\n  b: 1\n  b: 2\n", 'f.yaml, line 3: duplicate key "b"'),
         ("a: 1\n? [x]\n: 2\n", "f.yaml, line 2: a key must be a plain word"),
         ("a: 1\nb: c: d\n", "f.yaml, line 2: not valid YAML"),
         ("a: [1,\n", "f.yaml, line 2: not valid YAML"),

@@ -40,11 +40,11 @@ ALIASES = {
 }
 
 BASELINES = ("majority", "tfidf")
-"""Reference rows that are no language models."""
+"""Models that are not language models, to compare with."""
 
 
 def alias_of(model: str) -> str | None:
-    """Give the alias of a model that is named by it or by its Hub id, with or without revision."""
+    """Return the alias of a model, given by alias or Hub id, with or without a revision."""
     name, _ = name_and_revision(model)
     return next((a for a, entry in ALIASES.items() if name in {a, entry.hub_id}), None)
 

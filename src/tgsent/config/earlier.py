@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-Path = tuple[str | int, ...]
+from tgsent.config.yaml_source import Path
 
 _LATER_KEYS: dict[tuple[str, ...], Any] = {
     ("prompt", "words"): None,

@@ -1,7 +1,7 @@
-"""Read YAML and remember on which line every key stands.
+"""Read YAML and record the line of every key.
 
-The values follow YAML 1.2's core schema, where people are spared the surprises of 1.1: `no` and
-`yes` are words, `1e-4` is a number, and a date is a text.
+The values follow YAML 1.2's core schema, without the surprises of 1.1: `no` and `yes` are strings,
+`1e-4` is a number, and a date is a string.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from yaml.composer import ComposerError
 from tgsent.errors import ConfigError
 
 Path = tuple[str | int, ...]
+"""The keys and positions on the way to a value."""
 
 _MAX_DEPTH = 100
 
@@ -27,7 +28,7 @@ class _CoreLoader(yaml.SafeLoader):
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Compose a node, unless it is nested so deeply that reading it would take forever."""
+        """Compose a node, unless it is nested so deeply that reading it would take too long."""
         if self.depth == _MAX_DEPTH:
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise ComposerError(None, None, f"nested more than {_MAX_DEPTH} levels deep", mark)
@@ -44,7 +45,7 @@ class _CoreLoader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Safe dumping that quotes whatever YAML 1.1 or 1.2 would not read as a text."""
+    """Safe dumping that quotes whatever YAML 1.1 or 1.2 would not read as a string."""
 
 
 for _tag, _pattern, _first in (
@@ -87,28 +88,28 @@ class Source:
     """A parsed document and where its parts come from."""
 
     name: str
-    """What to call it in messages: a file name or `--set`."""
+    """Its name in messages: a file name or `--set`."""
     value: Any
     lines: dict[Path, int] = field(default_factory=dict)
     """Line number, from 1, of every key and list item."""
 
     def where(self, path: Path) -> str:
-        """Name the place of `path`, or of the nearest part of it that is written down."""
+        """Return the line of `path`, or of the nearest part of it that is in the file."""
         while path and path not in self.lines:
             path = path[:-1]
         return f"line {self.lines[path]}" if path else self.name
 
 
 def parse_scalar(text: str) -> Any:
-    """Parse the value of one `--set KEY=VALUE`; raises ConfigError where it is no YAML."""
+    """Parse the value of one `--set KEY=VALUE`; raises ConfigError where it is not YAML."""
     return parse(text, "--set").value
 
 
 def parse(text: str, name: str) -> Source:
     """Parse one YAML document.
 
-    Raises ConfigError for text that is no YAML, for a key written twice and for a key that is
-    no plain value.
+    Raises ConfigError for text that is not YAML, for a duplicate key and for a key that is not a
+    plain value.
     """
     loader = None
     try:
@@ -146,7 +147,7 @@ def dump(value: Any) -> str:
 
 def _locate(node: yaml.Node, path: Path, source: Source, visited: set[int]) -> None:
     source.lines.setdefault(path, node.start_mark.line + 1)
-    if id(node) in visited:  # an alias: its parts are known where the anchor stands
+    if id(node) in visited:  # an alias: its parts have the lines of the anchor
         return
     visited.add(id(node))
     if isinstance(node, yaml.MappingNode):
@@ -156,7 +157,7 @@ def _locate(node: yaml.Node, path: Path, source: Source, visited: set[int]) -> N
             if not isinstance(key, yaml.ScalarNode):
                 raise ConfigError(f"{source.name}, line {line}: a key must be a plain word")
             if key.value in seen and key.value != "<<":
-                raise ConfigError(f'{source.name}, line {line}: the key "{key.value}" stands twice')
+                raise ConfigError(f'{source.name}, line {line}: duplicate key "{key.value}"')
             seen.add(key.value)
             source.lines[(*path, key.value)] = line
             _locate(value, (*path, key.value), source, visited)

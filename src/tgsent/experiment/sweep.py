@@ -10,7 +10,7 @@ from types import ModuleType
 import numpy as np
 
 from tgsent.backends.registry import backend_of
-from tgsent.config import ModelConfig, RunConfig, SweepConfig, check_variant
+from tgsent.config import ModelConfig, RunConfig, SweepConfig
 from tgsent.data.dataset import Dataset
 from tgsent.data.splits import TrialSplits, ValidationSplits
 from tgsent.errors import ConfigError, RunFolderError, TgsentError, UnavailableError
@@ -190,9 +190,9 @@ class _Sweep:
         return self._rounds.summaries[-1].sha256
 
     def _add(self, settings: Settings) -> _Variant:
-        check_variant(self.config, self.model, settings)
         name = f"{self.name[:_LONGEST_NAME]}-{len(self._tried) + 1:03d}"
-        self._tried.append(_Variant(self.model.varied(settings, name), settings))
+        model = self.config.variant(self.model, settings, name)
+        self._tried.append(_Variant(model, settings))
         return self._tried[-1]
 
     def _train(self, chosen: Sequence[_Variant], number: int) -> None:

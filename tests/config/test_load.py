@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tgsent.config import (
     DataConfig,
+    LoraConfig,
     ModelConfig,
     PromptConfig,
     RunConfig,
@@ -122,8 +123,10 @@ def test_any_words_and_templates_round_trip(
 ) -> None:
     config = RunConfig(
         models=(
-            ModelConfig(model="./m", as_="089", prompt={"start_token": text + "1e-4"}),
-            ModelConfig(model="a/b", training={"epochs": 1}),
+            ModelConfig.model_validate(
+                {"model": "./m", "as": "089", "prompt": {"start_token": text + "1e-4"}}
+            ),
+            ModelConfig.model_validate({"model": "a/b", "training": {"epochs": 1}}),
         ),
         data=DataConfig(path="1e5", labels={word: word for word in words}),
         prompt=PromptConfig(input=text + "{text}", target="{label}" + text),
@@ -157,6 +160,10 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(write: Write) -> None:
             "training:\n  lora: {target: everything}",
             "training.lora.target (line 2): must be 'all-linear' or 'attention' or a list,"
             " not 'everything'",
+        ),
+        (
+            "training:\n  lora:\n    target:\n    - q\n    - 3",
+            "training.lora.target.1 (line 5): must be a string, not 3",
         ),
         (
             "training:\n  lora: {target: []}",
@@ -238,7 +245,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(write: Write) -> None:
             "prompt: {target: label}",
             "prompt.target (line 1): must contain {label} exactly once, not 'label'",
         ),
-        ("data: {labels: {0: a, 1: a}}", 'data.labels (line 1): the label word "a" stands twice'),
+        ("data: {labels: {0: a, 1: a}}", 'data.labels (line 1): the label word "a" occurs twice'),
         (
             "data: {labels: {0: badly, 1: bad}}",
             'data.labels (line 1): the label word "bad" is the beginning of "badly"',
@@ -250,7 +257,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(write: Write) -> None:
         ("data: {labels: {0: '', 1: b}}", "data.labels (line 1): the label word '' is empty or"),
         ("data: {labels: {0: a}}", "data.labels (line 1): needs at least two labels"),
         ("data: {labels: [a, b]}", "data.labels (line 1): must be a mapping of keys"),
-        ("data:\n  labels:\n    0: [a]", "data.labels.0 (line 3): must be a text, not ['a']"),
+        ("data:\n  labels:\n    0: [a]", "data.labels.0 (line 3): must be a string, not ['a']"),
         (
             "data:\n  labels: {0: a, 1: b, 2: c}\n  sample_size: 20\n  test_fraction: 0.05",
             "data.test_fraction (line 4): test_fraction 0.05 of 20 texts makes 1 for testing",
@@ -264,7 +271,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(write: Write) -> None:
         ("data: {text_column: -1}", "data.text_column (line 1): must be"),
         (
             "data: {text_column: true}",
-            "data.text_column (line 1): must be a text or a whole number",
+            "data.text_column (line 1): must be a string or a whole number",
         ),
         ("data: {encoding: utf-99}", "data.encoding (line 1): is no known encoding; try utf-8"),
         ("models: []", "models (line 1): must name at least one, not []"),
@@ -317,6 +324,29 @@ def test_all_mistakes_are_named_at_once(write: Write) -> None:
         "  training.learning_rate (line 15)",
         "  training.loss (line 14)",
     ]
+
+
+def test_a_section_that_holds_itself_is_refused(write: Write) -> None:
+    path = write("training: &t {simplet5: *t}\nmodels: [{model: t5, training: *t}]\n")
+    assert "training.simplet5.simplet5 (line 1): unknown key" in refusal(path)[1]
+
+
+@pytest.mark.parametrize(
+    ("models", "places"),
+    [
+        ("[gpt2, {model: t5, prompt: {}}]", ["training.epochs (line 2)"]),
+        ("[gpt2, {model: t5, training: {batch_size: 2}}]", ["training.epochs (line 2)"]),
+        (
+            "[gpt2, {model: t5, training: {epochs: -1}}]",
+            ["training.epochs (line 2)", "models.1.training.epochs (line 1)"],
+        ),
+    ],
+)
+def test_a_mistake_that_models_inherit_is_named_once(
+    models: str, places: list[str], write: Write
+) -> None:
+    _, *mistakes = refusal(write(f"models: {models}\ntraining: {{epochs: -1}}\n"))
+    assert [line.strip().split(":")[0] for line in mistakes] == places
 
 
 @pytest.mark.parametrize("yaml", ["", "- gpt2\n", "gpt2\n", "3\n"])
@@ -578,6 +608,38 @@ def test_models_override_prompt_and_training_for_themselves(write: Write) -> Non
     assert t5.prompt == PromptConfig(input="{text}")
 
 
+def test_models_hold_complete_sections_and_are_dumped_as_they_were_written(write: Write) -> None:
+    path = write(
+        "models: [gpt2, {model: t5, training: {lora: {r: 8}, epochs: 5}}]\n"
+        "training: {epochs: 4, lora: {alpha: 2}}\n"
+    )
+    config = load(path)
+    gpt2, t5 = (model.training for model in config.models)
+    assert gpt2 == config.training
+    assert t5 == TrainingConfig(epochs=5, lora=LoraConfig(r=8, alpha=2))
+    assert config.dump()["models"] == [
+        "gpt2",
+        {"model": "t5", "training": {"lora": {"r": 8}, "epochs": 5}},
+    ]
+
+
+def test_a_variant_is_a_model_with_other_settings() -> None:
+    config = load("smoke", overrides=["models.0.training={epochs: 2, batch_size: 8}"])
+    settings = {"training.epochs": 1, "training.lora.r": 4, "model": "t5"}
+    variant = config.variant(config.models[0], settings, "other")
+    assert (variant.name, variant.model) == ("other", "t5")
+    assert variant.training == config.training.model_copy(
+        update={"epochs": 1, "batch_size": 8, "lora": LoraConfig(r=4)}
+    )
+    assert variant.written == {
+        "model": "t5",
+        "as": "other",
+        "training": {"epochs": 1, "batch_size": 8, "lora": {"r": 4}},
+    }
+    with pytest.raises(ConfigError, match=r"the variant prompt.input='x': must contain \{text\}"):
+        config.variant(config.models[0], {"prompt.input": "x"}, "other")
+
+
 @pytest.mark.parametrize(
     ("save_model", "saved"), [("none", [False] * 3), ("first", [True, False, False])]
 )
@@ -588,12 +650,13 @@ def test_which_trials_save_their_model(save_model: str, saved: list[bool]) -> No
 
 @pytest.mark.parametrize(
     ("model", "name"),
-    [("gpt2", "gpt2"), ("a/b-1.5", "b-1.5"), ("./my model/", "my-model"), ("C:\\m\\x", "x")],
+    [("t5", "t5"), ("a/b-1.5", "b-1.5"), ("./my model/", "my-model"), ("C:\\m\\x", "x")],
 )
 def test_the_name_of_a_model_is_a_folder_name(model: str, name: str) -> None:
-    assert ModelConfig(model=model).name("native") == name
-    assert ModelConfig(model=model).name("simplet5") == f"{name} (simplet5)"
-    assert ModelConfig.model_validate({"model": model, "as": "x"}).name("simplet5") == "x"
+    through_simplet5 = {"model": model, "training": {"backend": "simplet5"}}
+    assert ModelConfig(model=model).name == name
+    assert ModelConfig.model_validate(through_simplet5).name == f"{name} (simplet5)"
+    assert ModelConfig.model_validate({**through_simplet5, "as": "x"}).name == "x"
 
 
 def fingerprint(*overrides: str, labels: tuple[str, ...] = ("a", "b")) -> str:

@@ -1,0 +1,404 @@
+"""The config of a run: the models, the common sections, a sweep; and its trials."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, to_jsonable_python
+
+from tgsent.config import simplet5, yaml_source
+from tgsent.config.aliases import BASELINES
+from tgsent.config.messages import ONE_OF, detail, fault, faults, mistakes, short
+from tgsent.config.sections import (
+    DataConfig,
+    EngineConfig,
+    EvaluationConfig,
+    Name,
+    OutputConfig,
+    PromptConfig,
+    Section,
+    Seed,
+    TrainingConfig,
+)
+from tgsent.config.trial import TrialSpec
+from tgsent.errors import ConfigError
+
+DEFAULT_MODELS = ("gpt2", "gpt-neo", "t5")
+OVERRIDABLE = ("prompt", "training", "evaluation")
+"""Sections that models and variants may override."""
+
+_MOST = 10_000  # trials, and variants
+
+
+@dataclass(frozen=True)
+class _Written:
+    """An item of `models` as it is written, and the sections that it overrides."""
+
+    item: object
+    common: Mapping[str, object]
+
+
+def _merge(values: object, changes: object) -> object:
+    """Change values, those of a mapping within the mapping key by key."""
+    # one YAML alias, used twice, may hold itself
+    if values is changes or not (isinstance(values, Mapping) and isinstance(changes, Mapping)):
+        return changes
+    return {**values, **{key: _merge(values.get(key), new) for key, new in changes.items()}}
+
+
+class ModelConfig(Section):
+    """One model of the comparison, and the settings in which it differs from the others."""
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
+
+    model: Name
+    """Alias (`gpt2`, `t5`, `qwen3` and others; the README lists them), Hub id, folder that holds a
+    model, or `.gguf` file (`pip install 'tgsent[gguf]'`); the first two may have `@REVISION` behind
+    them. Two names are baselines, fitted on the same training texts: `majority` always answers the
+    most frequent label, `tfidf` is logistic regression on weighted words and characters."""
+    as_: Annotated[str, Field(min_length=1, max_length=100)] | None = Field(
+        default=None, alias="as"
+    )
+    """Its name in tables and folders. `null`: the last part of `model`, and ` (simplet5)` after it
+    with `training.backend: simplet5`."""
+    prompt: PromptConfig = PromptConfig()
+    """Keys of `prompt` that differ for this model."""
+    training: TrainingConfig = TrainingConfig()
+    """Keys of `training` that differ for this model."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Keys of `evaluation` that differ for this model."""
+    _own: dict[str, object] = PrivateAttr(default_factory=dict)
+    """The keys that differ, by section; the sections themselves are complete."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _complete(cls, value: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Merge the item over the common sections, and check all of it."""
+        written = value if isinstance(value, _Written) else _Written(value, {})
+        item = written.item
+        merged = _merge(written.common, item)
+        conflicts = dict(simplet5.conflicts(merged))
+        found: list[InitErrorDetails] = []
+        try:
+            model = handler(merged)
+        except ValidationError as error:
+            for one in error.errors():
+                found.append(detail(one["type"], one["msg"], one["loc"], one["input"]))
+                conflicts.pop(one["loc"], None)
+        found += [detail("conflict", message, path) for path, message in conflicts.items()]
+        if found:
+            raise faults(found)
+        if isinstance(item, Mapping):
+            model._own = {key: item[key] for key in OVERRIDABLE if item.get(key)}  # noqa: SLF001
+        return model
+
+    @property
+    def written(self) -> dict[str, object]:
+        """The item of `models` that this is read from."""
+        name = {"as": self.as_} if self.as_ else {}
+        return {"model": self.model, **name, **self._own}
+
+    @property
+    def name(self) -> str:
+        """Name in tables and folders."""
+        last_part = self.model.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+        backend = self.training.backend
+        way = "" if backend == "native" or self.model in BASELINES else f" ({backend})"
+        return self.as_ or re.sub(r"[^\w.@-]", "-", last_part) + way
+
+    @field_validator("as_")
+    @classmethod
+    def _name_is_a_folder_name(cls, name: str | None) -> str | None:
+        if name is not None and (re.search(r'[/\\:*?"<>|\x00-\x1f]', name) or name.startswith(".")):
+            message = 'must be a folder name, without any of / \\ : * ? " < > |'
+            raise fault("wrong", message, value=name)
+        return name
+
+
+class SweepRange(Section):
+    """Numbers to draw from, whole ones where both ends are, of which a grid takes all."""
+
+    low: Annotated[float | int, ONE_OF]
+    """Smallest."""
+    high: Annotated[float | int, ONE_OF]
+    """Largest."""
+    log: bool = False
+    """Draw the logarithm evenly, as suits a learning rate."""
+
+    @model_validator(mode="after")
+    def _ends_are_in_order(self) -> Self:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise fault("invalid", "must have low below high, and both above 0 with `log: true`")
+        return self
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the range holds whole numbers only."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+
+def _read_range(values: object) -> object:
+    return SweepRange.model_validate(values) if isinstance(values, dict) else values
+
+
+SweptValues = Annotated[
+    Annotated[list[object], Field(min_length=1)] | SweepRange,
+    ONE_OF,
+    BeforeValidator(_read_range),  # a mapping is a range, so that its mistakes are those of one
+]
+
+
+class SweepConfig(Section):
+    """Variants of each model, compared on texts that no trial tests; only the best is tested."""
+
+    keys: Annotated[dict[str, SweptValues], Field(min_length=1)]
+    """What varies: dotted keys of `prompt`, `training` and `evaluation`, or `model`, each with a
+    list of values or a range `{low: 1.0e-5, high: 1.0e-3, log: true}`."""
+    method: Literal["grid", "random", "tpe"] = "grid"
+    """`grid`: every combination; `random`: combinations drawn at random; `tpe`: each drawn by what
+    the ones before it scored (Optuna's tree-structured Parzen estimator; needs
+    `pip install 'tgsent[tpe]'`)."""
+    variants: Annotated[int, Field(ge=1, le=_MOST)] | None = None
+    """How many combinations `random` and `tpe` try, for each model; a grid tries all."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the texts that every trial trains on which is held out to compare the variants."""
+    halving: Annotated[int, Field(ge=2)] | None = None
+    """Successive halving: all variants are trained on part of the texts, the best one in so many of
+    them goes on to so many times as many texts, until few enough are left to train on all. `null`:
+    every variant is trained on all."""
+    seed: Seed = 1
+    """Seed of the validation split, and of what is drawn."""
+
+    @model_validator(mode="after")
+    def _method_has_what_it_needs(self) -> Self:
+        if (self.variants is None) != (self.method == "grid"):
+            raise fault("invalid", "`variants` goes with the methods random and tpe, which need it")
+        if self.method == "tpe" and self.halving:
+            raise fault(
+                "invalid", "`halving` goes with grid and random: tpe tries one after the other"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _keys_can_vary(self) -> Self:
+        for key in self.keys:
+            if key in {"training.device", "training.report_to", "evaluation.batch_size"}:
+                raise fault("invalid", f"`{key}` changes no score")
+            if key != "model" and key.split(".")[0] not in OVERRIDABLE:
+                raise fault(
+                    "invalid",
+                    f"`{key}` cannot vary: variants are compared on the same texts; keys of prompt,"
+                    " training and evaluation can, and `model` (label words are `prompt.words`)",
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _grid_is_finite(self) -> Self:
+        if self.method != "grid":
+            return self
+        n = 1
+        for key, values in self.keys.items():
+            if not isinstance(values, SweepRange):
+                n *= len(values)
+            elif values.is_whole:
+                n *= int(values.high) - int(values.low) + 1
+            else:
+                raise fault("invalid", f"`{key}`: a grid takes a list, or a range of whole numbers")
+        if n > _MOST:
+            raise fault(
+                "invalid",
+                f"a grid of {n:,} variants is too large; `method: random` draws some of them",
+            )
+        return self
+
+
+class RunConfig(Section):
+    """The whole config of a run."""
+
+    name: Annotated[
+        str, Field(max_length=100, pattern=r'^[^./\\:*?"<>|\x00-\x1f][^/\\:*?"<>|\x00-\x1f]*$')
+    ] = "default"
+    """Name of the run and of its folder; a config file without one lends its own name."""
+    models: Annotated[tuple[ModelConfig, ...], Field(min_length=1, strict=False)] = tuple(
+        ModelConfig(model=name) for name in DEFAULT_MODELS
+    )
+    """Models to compare: alias, Hub id or folder; or a mapping
+    `{model: ..., as: ..., prompt: {...}, training: {...}, evaluation: {...}}` to override per
+    model."""
+    trials: Annotated[int, Field(ge=1, le=_MOST)] = 3
+    """Number of trials, each with a split of its own that all models share; 10,000 at most."""
+    seed: Seed = 1
+    """Trial k splits and trains with `seed + k - 1`."""
+    data: DataConfig = DataConfig()
+    prompt: PromptConfig = PromptConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    engine: EngineConfig = EngineConfig()
+    output: OutputConfig = OutputConfig()
+    sweep: SweepConfig | None = None
+    """`{keys: {...}}`: variants of each model are compared on texts that no trial tests, and the
+    trials are run with the best. `null`: the settings as they are."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _models_know_the_common_sections(cls, values: object) -> object:
+        listed = values.get("models", DEFAULT_MODELS) if isinstance(values, dict) else None
+        if not (isinstance(values, dict) and isinstance(listed, list | tuple)):
+            return values
+        common = {
+            key: section.model_dump() if isinstance(section, Section) else section
+            for key, section in values.items()
+            if key in OVERRIDABLE
+        }
+        return {**values, "models": [_Written(_item(one), common) for one in listed]}
+
+    @model_validator(mode="after")
+    def _each_model_once(self) -> Self:
+        seen: set[str] = set()
+        for name in self.names:
+            if name.casefold() in seen:
+                message = f'two models are called "{name}"; give one of them another name with `as`'
+                raise fault("invalid", message, "models")
+            seen.add(name.casefold())
+        return self
+
+    @model_validator(mode="after")
+    def _gpus_are_asked_for(self) -> Self:
+        device = self.training.device
+        if (
+            self.engine.kind == "ray"
+            and device in {"cuda", "mps"}
+            and not self.engine.gpus_per_trial
+        ):
+            message = f"with `kind: ray` a `training.device` of {device} needs `gpus_per_trial`"
+            raise fault("invalid", message, "engine")
+        return self
+
+    @model_validator(mode="after")
+    def _each_value_of_the_sweep_is_valid(self) -> Self:
+        """Check every value for every model, whatever the other keys are."""
+        found: list[InitErrorDetails] = []
+        for key, values in self.sweep.keys.items() if self.sweep else ():
+            listed = [values.low, values.high] if isinstance(values, SweepRange) else values
+            for model, value in product(self.models, listed):
+                try:
+                    self._varied(model, {key: value}, "variant")
+                except ValidationError as error:
+                    place = ("sweep", "keys", key)
+                    problems = _problems(error, {key}, alone=True)
+                    found += [detail("invalid", problem, place) for problem in problems]
+        if found:
+            raise faults(found)
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the models in tables and folders."""
+        return [model.name for model in self.models]
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.output.dir) / self.name
+
+    def trial_specs(self, labels: Sequence[str]) -> list[TrialSpec]:
+        """Return all trials, model by model, for data with these label words.
+
+        Raises ConfigError where `prompt.words` does not name exactly these labels.
+        """
+        labels = tuple(labels)
+        for model in self.models:
+            words = model.prompt.words
+            if labels and words is not None and words.keys() != set(labels):
+                raise ConfigError(
+                    f"prompt.words of {model.name}: must name the labels {', '.join(labels)}, and"
+                    f" names {', '.join(words)}"
+                )
+        saved = {"none": 0, "first": 1, "all": self.trials}[self.output.save_model]
+        return [
+            TrialSpec(
+                model=model.model,
+                name=model.name,
+                trial=trial,
+                seed=self.seed + trial - 1,
+                labels=labels,
+                prompt=model.prompt,
+                training=model.training,
+                evaluation=model.evaluation,
+                save_model=trial <= saved and model.model not in BASELINES,
+                checkpoint_minutes=self.output.checkpoint_minutes,
+                escape_formulas=self.output.escape_formulas,
+            )
+            for model in self.models
+            for trial in range(1, self.trials + 1)
+        ]
+
+    def variant(self, model: ModelConfig, settings: Mapping[str, object], name: str) -> ModelConfig:
+        """Return a model of this run with other settings, by dotted key, under another name.
+
+        Raises ConfigError for settings that do not go together.
+        """
+        try:
+            return self._varied(model, settings, name)
+        except ValidationError as error:
+            shown = ", ".join(f"{key}={short(value)}" for key, value in settings.items())
+            problem = _problems(error, settings)[0]
+            raise ConfigError(f"sweep: the variant {shown}: {problem}") from None
+
+    def _varied(self, model: ModelConfig, settings: Mapping[str, object], name: str) -> ModelConfig:
+        item: Mapping[str, object] = {**model.written, "as": name}
+        for key, value in settings.items():
+            item = _with(item, key.split("."), value)
+        common = {key: getattr(self, key).model_dump() for key in OVERRIDABLE}
+        return ModelConfig.model_validate(_Written(item, common))
+
+    def dump(self) -> dict[str, Any]:
+        """Return the config as plain values that `load` takes back unchanged."""
+        values = self.model_dump(mode="json", by_alias=True)
+        values["models"] = [
+            model.model if len(model.written) == 1 else to_jsonable_python(model.written)
+            for model in self.models
+        ]
+        return values
+
+    def to_yaml(self) -> str:
+        """Return the config as YAML that `load` takes back unchanged."""
+        return yaml_source.dump(self.dump())
+
+
+def _item(listed: object) -> object:
+    """Return an item of `models` as it is written in full."""
+    if isinstance(listed, ModelConfig):
+        return listed.written
+    return {"model": listed} if isinstance(listed, str) else listed
+
+
+def _problems(error: ValidationError, varied: Collection[str], *, alone: bool = False) -> list[str]:
+    """Say what is wrong with a variant, naming the keys that are not those that vary."""
+    found = [
+        (".".join(map(str, path)), message)
+        for path, message in mistakes(error, ModelConfig, alone=alone)
+    ]
+    return [message if key in varied else f"{key}: {message}" for key, message in found]
+
+
+def _with(values: object, path: Sequence[str], value: object) -> dict[str, object]:
+    """Return a mapping with one key below it changed."""
+    above = values if isinstance(values, Mapping) else {}
+    key, *below = path
+    return {**above, key: _with(above.get(key), below, value) if below else value}
