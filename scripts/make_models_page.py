@@ -26,11 +26,11 @@ Written by `scripts/make_models_page.py` from `tests/architectures.py`.
 
 tgsent accepts any causal or seq2seq language model that the installed transformers supports, by
 short name, Hub id, folder or GGUF file. These types are tested one by one, with small
-random weights and tokenizers of their kind (`tests/test_architectures.py`): loss and gradients
-equal the library's own; `free`, `constrained` and `score` give what uncached decoding of one text
-at a time gives; prompts decode to exactly what was rendered (T5's and umT5's tokenizers drop line
-breaks and runs of spaces); whole training and LoRA change the weights; and the saved folder loads
-with plain `from_pretrained` and answers as before.
+random weights and tokenizers of their kind (`tests/modeling/test_architectures.py`): loss and
+gradients equal the library's own; `free`, `constrained` and `score` give what uncached decoding of
+one text at a time gives; prompts decode to exactly what was rendered (T5's and umT5's tokenizers
+drop line breaks and runs of spaces); whole training and LoRA change the weights; and the saved
+folder loads with plain `from_pretrained` and answers as before.
 
 | type | such as | tokenizer in the test |
 |---|---|---|

@@ -48,6 +48,8 @@ def test_six_processes_at_once_do_what_one_does(place: Path, cli: Cli) -> None:
     assert all(f"│ {name}" in swept.stdout for name in ("gpt2", "tfidf", "majority"))
     whole = cli("run", *SETTINGS, "-n", "2", "--set", "name=whole")
     assert whole.returncode == 0, whole.stderr
+    again = cli("run", *SETTINGS, "-n", "2")
+    assert (again.returncode, again.stdout) == (0, swept.stdout)  # nothing is left to do
     assert len(contents(place / "runs/default")) == 6
     assert contents(place / "runs/default") == contents(place / "runs/whole")
     ours, theirs = (
@@ -59,19 +61,20 @@ def test_six_processes_at_once_do_what_one_does(place: Path, cli: Cli) -> None:
     assert [m["macro_f1"] for m in ours["models"]] == [m["macro_f1"] for m in theirs["models"]]
     assert ours["manifest"]["finished"]
     assert not [path for path in (place / "runs/default").rglob(".*") if path.is_file()]
-    again = script("sweep.sh", "2", *SETTINGS, "-n", "2", cwd=place)
-    assert (again.returncode, again.stdout) == (0, swept.stdout)
 
 
 def test_a_failed_trial_fails_its_own_process_and_the_sweep(place: Path, cli: Cli) -> None:
     models = "models=[{model: gpt2, training: {learning_rate: 1.0e+30}}, majority]"
     wrong = ("-n", "1", *SETTINGS[6:], "--set", models)
-    swept = script("sweep.sh", "2", *wrong, cwd=place)
-    assert swept.returncode == 1
-    assert "failed" in swept.stdout
     fine = cli("run", *wrong, "--only", "majority:1")
     assert fine.returncode == 0, fine.stderr
     assert cli("run", *wrong, "--only", "gpt2:1").returncode == 1
+    finished = place / "runs/default/majority/trial-1/predictions.csv"
+    written = finished.stat().st_mtime_ns
+    swept = script("sweep.sh", "2", *wrong, cwd=place)
+    assert swept.returncode == 1
+    assert "failed" in swept.stdout
+    assert finished.stat().st_mtime_ns == written  # it does what is missing, and nothing else
 
 
 @pytest.mark.parametrize(("task", "trial"), [("0", "tfidf:1"), ("3", "majority:2")])
