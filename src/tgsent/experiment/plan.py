@@ -79,7 +79,7 @@ def make_plan(
             "rows": dataset.rows,
             "duplicates": dataset.duplicates,
             "dropped": dataset.dropped,
-            "sampled": len(dataset.sample),
+            "sampled": len(dataset.texts),
         },
         "splits": [
             {

@@ -70,7 +70,7 @@ def make(
             "rows": dataset.rows,
             "duplicates": dataset.duplicates,
             "dropped": dataset.dropped,
-            "sampled": len(dataset.sample),
+            "sampled": len(dataset.texts),
             "labels": list(dataset.labels),
         },
         "splits": [asdict(split) for split in splits.summaries],
