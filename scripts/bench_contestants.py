@@ -147,8 +147,9 @@ class Bench:
     @functools.cached_property
     def sample(self) -> tuple[Example, ...]:
         """As many texts as the article trains on, or all where the file has fewer."""
-        texts = pd.Series(load_dataset(DataConfig(path=self.data, sample_size=None)).sample)
-        return tuple(texts.sample(min(SAMPLE, len(texts)), random_state=1))
+        dataset = load_dataset(DataConfig(path=self.data, sample_size=None))
+        examples = pd.Series(map(Example, dataset.texts, dataset.text_labels))
+        return tuple(examples.sample(min(SAMPLE, len(examples)), random_state=1))
 
     @functools.cached_property
     def all_texts(self) -> tuple[Example, ...]:

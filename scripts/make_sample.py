@@ -245,7 +245,7 @@ class Writer:
         self.named: set[str] = set()
 
     def chance(self, share: float) -> bool:
-        """Say yes in this share of the cases."""
+        """Return True in this share of the cases."""
         return self.rng.random() < share
 
     def expand(self, text: str, mood: str) -> str:

@@ -33,7 +33,7 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
 
 
 def rows(dataset: Dataset) -> list[tuple[str, str]]:
-    return [(example.text, example.label) for example in dataset.sample]
+    return list(zip(dataset.texts, dataset.text_labels, strict=True))
 
 
 AB = [("a", "x"), ("b", "y")]
@@ -313,7 +313,7 @@ def test_deduplicate_keeps_the_first_of_repeated_texts(read: Read) -> None:
 
 def test_without_deduplicate_repeats_are_counted(read: Read) -> None:
     dataset = read("t.csv", REPEATED, deduplicate=False)
-    assert len(dataset.sample) == 6
+    assert len(dataset.texts) == 6
     assert (dataset.rows, dataset.duplicates, dataset.dropped) == (6, 2, 0)
 
 
@@ -368,7 +368,7 @@ def test_extra_test_texts_are_from_outside_the_sample_and_the_same_for_all_trial
     dataset, splits = with_extra(100)
     plain, plain_splits = with_extra(0)
     assert [s.sha256 for s in splits] == [s.sha256 for s in plain_splits]
-    assert dataset.sample == plain.sample
+    assert rows(dataset) == rows(plain)
     for split in splits:
         assert len(split.extra) == len({e.text for e in split.extra}) == 100
         assert split.tested == (*split.test, *split.extra)

@@ -152,7 +152,7 @@ def test_megabytes_are_shown(server: Server, monkeypatch: pytest.MonkeyPatch) ->
     server.archive = packed() + b"\0" * 3_000_000
     monkeypatch.setenv("TGSENT_SENTIMENT140_MD5", hashlib.md5(server.archive).hexdigest())
     shown = Shown()
-    with pytest.raises(UnavailableError, match="is no sound archive"):
+    with pytest.raises(UnavailableError, match="is not a valid archive"):
         find_sentiment140(shown)
     assert shown.totals == [3]
     assert shown.advanced == 3
@@ -195,7 +195,7 @@ def check_refused(message: str, folder: Path) -> None:
 
 def test_a_wrong_checksum(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TGSENT_SENTIMENT140_MD5")
-    check_refused("is not md5 1647eb110dd2492512e27b9a70d5d1bc", tmp_path)
+    check_refused("is not MD5 1647eb110dd2492512e27b9a70d5d1bc", tmp_path)
     assert server.requests == 1
 
 
@@ -203,8 +203,8 @@ def test_a_wrong_checksum(server: Server, tmp_path: Path, monkeypatch: pytest.Mo
     ("archive", "message"),
     [
         (packed("other.csv"), f"has no {FILE}"),
-        (b"<html>", "is no sound archive"),
-        (packed().replace(b"made up tweet 9", b"made up tweet 8"), "is no sound archive"),
+        (b"<html>", "is not a valid archive"),
+        (packed().replace(b"made up tweet 9", b"made up tweet 8"), "is not a valid archive"),
     ],
 )
 def test_an_archive_without_the_file(

@@ -12,12 +12,13 @@ from tgsent.data import splits
 from tgsent.data.dataset import Dataset
 from tgsent.data.splits import TrialSplits
 from tgsent.errors import DataError
-from tgsent.records import Example, Split
+from tgsent.records import Split
 
 
 def made(texts: Sequence[str], labels: Sequence[str], words: Sequence[str]) -> Dataset:
     return Dataset(
-        sample=tuple(map(Example, texts, labels)),
+        texts=tuple(texts),
+        text_labels=tuple(labels),
         row_numbers=tuple(range(1, len(labels) + 1)),
         labels=tuple(words),
         sha256="",

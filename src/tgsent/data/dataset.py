@@ -10,7 +10,6 @@ import stat
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import starmap
 from pathlib import Path
 
 import pandas as pd
@@ -26,7 +25,7 @@ from tgsent.records import Example, Progress, SplitSummary
 
 _SENTIMENT140_LABELS = {"0": "negative", "4": "positive"}
 _MOST_LABELS = 100
-# Only a small sample of a large file is worth keeping.
+# Only the sample of a large file is kept, and only if it is small.
 _LEAST_CACHED_FILE = 32 << 20
 _MOST_CACHED_TEXTS = 100_000
 
@@ -35,10 +34,12 @@ _MOST_CACHED_TEXTS = 100_000
 class Dataset:
     """The texts of one experiment, sampled, with label words, and where they come from."""
 
-    sample: tuple[Example, ...]
+    texts: tuple[str, ...]
     """The sample, in the order drawn."""
+    text_labels: tuple[str, ...]
+    """The label word of each text."""
     row_numbers: tuple[int, ...]
-    """For each text of the sample, the number of its row in the file, from 1."""
+    """The row of each text in the file, from 1."""
     labels: tuple[str, ...]
     """The label words, in the order of `data.labels`, else sorted."""
     sha256: str
@@ -107,7 +108,8 @@ def _load(content: bytes, name: str, config: DataConfig) -> Dataset:
         frame = frame[~repeated].reset_index(drop=True)
     sample, extra = _draw(frame, config, name, rows)
     return Dataset(
-        sample=_examples(sample),
+        texts=tuple(sample["text"].tolist()),
+        text_labels=tuple(sample["label"].tolist()),
         row_numbers=tuple(sample["row"].tolist()),
         labels=labels,
         sha256=hashlib.sha256(content).hexdigest(),
@@ -194,7 +196,6 @@ def _draw_extra(
 
 
 def _examples(frame: pd.DataFrame) -> tuple[Example, ...]:
-    # lists, as iterating over a column of pandas takes several times as long
     return tuple(map(Example, frame["text"].tolist(), frame["label"].tolist()))
 
 
@@ -202,7 +203,7 @@ def _examples(frame: pd.DataFrame) -> tuple[Example, ...]:
 
 
 def _entry(file: Path, size: int, config: DataConfig) -> Path | None:
-    """Name the cache's file for such a sample of a file of this size, if it is worth one."""
+    """Return where a sample of a file of this size is kept, or None if it is not worth keeping."""
     few = (config.sample_size or size) <= _MOST_CACHED_TEXTS and not config.extra_test_size
     if size < _LEAST_CACHED_FILE or not few:
         return None
@@ -213,7 +214,10 @@ def _entry(file: Path, size: int, config: DataConfig) -> Path | None:
 
 
 def _kept(file: Path, config: DataConfig) -> Dataset | None:
-    """Return the sample that an earlier run drew from the same content, if it is undamaged."""
+    """Return the sample that an earlier run drew from the same content, or None.
+
+    The entry is found by the size of the file and holds the hash of its content.
+    """
     try:
         about = file.stat()
         entry = _entry(file, about.st_size, config) if stat.S_ISREG(about.st_mode) else None
@@ -223,15 +227,14 @@ def _kept(file: Path, config: DataConfig) -> Dataset | None:
         with file.open("rb", buffering=0) as raw:
             if hashlib.file_digest(raw, "sha256").hexdigest() != values["sha256"]:
                 return None
+        values = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return Dataset(**{**values, "source": str(file)})
     except (OSError, EOFError, zlib.error, ValueError):
         return None
-    sample = tuple(starmap(Example, values.pop("sample")))
-    row_numbers, labels = tuple(values.pop("row_numbers")), tuple(values.pop("labels"))
-    return Dataset(sample, row_numbers, labels, **{**values, "source": str(file), "extra": ()})
 
 
 def _keep(entry: Path, dataset: Dataset) -> None:
-    values = {**vars(dataset), "sample": [(e.text, e.label) for e in dataset.sample]}
+    content = gzip.compress(json.dumps(vars(dataset)).encode(), 1)
     # a sample that cannot be kept only costs the next start some time
     with contextlib.suppress(OSError), atomic_writer(entry, durable=False) as file:
-        file.write(gzip.compress(json.dumps(values).encode(), 1))
+        file.write(content)

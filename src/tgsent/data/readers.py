@@ -19,7 +19,7 @@ from tgsent.data.texts import DELIMITERS, JSON_LINES, has_lone_surrogate
 from tgsent.errors import DataError
 
 _MOST_COLUMNS = 10_000
-_SENTIMENT140_LABEL, _SENTIMENT140_TEXT = "0", "5"  # columns
+_SENTIMENT140_COLUMNS = {"text_column": 5, "label_column": 0}
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def read_table(content: bytes, name: str, config: DataConfig) -> Table:
 
 
 def show_rows(numbers: Sequence[int]) -> str:
-    """Name the rows, the first ones where there are many."""
+    """Format row numbers for a message; of many, only the first ones."""
     shown = ", ".join(map(str, numbers[:5]))
     if len(numbers) == 1:
         return f"row {shown}"
@@ -66,17 +66,24 @@ def show_rows(numbers: Sequence[int]) -> str:
 
 
 def _read_csv(content: bytes, name: str, config: DataConfig, delimiter: str) -> Table:
-    named = [column for column in (config.text_column, config.label_column) if column is not None]
-    is_sentiment140 = not named and _has_sentiment140_layout(content)
-    encoding = config.encoding or ("iso-8859-1" if is_sentiment140 else "utf-8-sig")
+    is_sentiment140 = (
+        config.text_column is None
+        and config.label_column is None
+        and _has_sentiment140_layout(content)
+    )
+    if is_sentiment140:
+        encoding = config.encoding or "iso-8859-1"
+        config = config.model_copy(update={**_SENTIMENT140_COLUMNS, "encoding": encoding})
+    encoding = config.encoding or "utf-8-sig"
     _decode(content, name, encoding)  # pandas' error would name no line
-    positions = {isinstance(column, int) for column in named}
+    columns = config.text_column, config.label_column
+    positions = {isinstance(column, int) for column in columns if column is not None}
     if positions == {True, False}:
         raise DataError(
             "data.text_column and data.label_column: give two names (the file has a header)"
             " or two positions (it has none)"
         )
-    header = None if is_sentiment140 or positions == {True} else 0
+    header = None if positions == {True} else 0
     _check_width(content, name, encoding, delimiter, has_header=header == 0)
     try:
         frame = pd.read_csv(
@@ -87,19 +94,13 @@ def _read_csv(content: bytes, name: str, config: DataConfig, delimiter: str) -> 
             dtype=str,
             keep_default_na=False,
             na_values=[],
-            skip_blank_lines=True,
         )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error, ValueError) as error:
         raise DataError(f"{name}: cannot be read: {str(error).strip().splitlines()[-1]}") from None
     if not isinstance(frame.index, pd.RangeIndex):  # pandas took the first column for an index
         raise DataError(f"{name}: row 1 has more fields than the header")
     frame.columns = frame.columns.map(str)
-    text, label = _columns(config)
-    if is_sentiment140:
-        text, label = _SENTIMENT140_TEXT, _SENTIMENT140_LABEL
-    for column in (text, label):
-        if column not in frame.columns:
-            raise DataError(f"{name}: {_no_column(column, list(frame.columns))}")
+    text, label = _columns(config, list(frame.columns), name)
     numbers = range(1, len(frame) + 1)
     picked = pd.DataFrame({"text": frame[text], "label": frame[label], "row": numbers})
     return Table(picked, is_sentiment140)
@@ -127,31 +128,29 @@ def _check_width(
 
 
 def _read_jsonl(content: bytes, name: str, config: DataConfig) -> Table:
-    text = _decode(content, name, config.encoding or "utf-8-sig")
-    rows = list(_json_rows(text, name, *_columns(config)))
+    rows = list(_json_rows(_decode(content, name, config.encoding or "utf-8-sig"), name, config))
     return Table(pd.DataFrame(rows, columns=["text", "label", "row"]))
 
 
 def _json_rows(
-    content: str, name: str, text: str, label: str
+    content: str, name: str, config: DataConfig
 ) -> Iterator[tuple[str | None, str | None, int]]:
     for number, line in enumerate(content.split("\n"), start=1):
         if not line.strip():
             continue
+        place = f"{name}, line {number}"
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{name}, line {number}: is not JSON: {error}") from None
+            raise DataError(f"{place}: is not JSON: {error}") from None
         if not isinstance(row, dict):
-            raise DataError(f"{name}, line {number}: must be a JSON object with named values")
-        for key in (text, label):
-            if key not in row:
-                raise DataError(f"{name}, line {number}: {_no_column(key, list(row))}")
+            raise DataError(f"{place}: must be a JSON object with named values")
+        text, label = _columns(config, list(row), place)
         if not isinstance(row[text], str | None):
-            raise DataError(f'{name}, line {number}: "{text}" must be a string')
+            raise DataError(f'{place}: "{text}" must be a string')
         values = row[text], _as_text(row[label])
         if any(has_lone_surrogate(value or "") for value in values):
-            raise DataError(f"{name}, line {number}: has a lone surrogate, half of a character")
+            raise DataError(f"{place}: has a lone surrogate, half of a character")
         yield *values, number
 
 
@@ -159,13 +158,9 @@ def _read_parquet(content: bytes, name: str, config: DataConfig) -> Table:
     import pyarrow as pa
     from pyarrow import parquet
 
-    text, label = _columns(config)
     try:
         file = parquet.ParquetFile(pa.BufferReader(content))
-        names = file.schema_arrow.names
-        for key in (text, label):
-            if key not in names:
-                raise DataError(f"{name}: {_no_column(key, names)}")
+        text, label = _columns(config, file.schema_arrow.names, name)
         read = file.read(columns=[text, label])
         # Python values, since pandas would make floats of a column of integers with gaps
         texts, labels = read[text].to_pylist(), read[label].to_pylist()
@@ -177,15 +172,18 @@ def _read_parquet(content: bytes, name: str, config: DataConfig) -> Table:
     return Table(frame.assign(row=range(1, len(frame) + 1)))
 
 
-def _columns(config: DataConfig) -> tuple[str, str]:
-    """Return the names of the columns with the texts and the labels."""
+def _columns(config: DataConfig, names: Sequence[str], place: str) -> tuple[str, str]:
+    """Return the names of the columns with the texts and the labels, which must be there."""
     text, label = config.text_column, config.label_column
-    return "text" if text is None else str(text), "label" if label is None else str(label)
-
-
-def _no_column(key: str, names: Sequence[str]) -> str:
-    shown = ", ".join(map(str, names[:10])) + (", ..." if len(names) > 10 else "")
-    return f'no column "{key}"; there are: {shown}; set data.text_column and data.label_column'
+    found = "text" if text is None else str(text), "label" if label is None else str(label)
+    for key in found:
+        if key not in names:
+            shown = ", ".join(map(str, names[:10])) + (", ..." if len(names) > 10 else "")
+            raise DataError(
+                f'{place}: no column "{key}"; there are: {shown};'
+                " set data.text_column and data.label_column"
+            )
+    return found
 
 
 def _as_text(value: object) -> str | None:

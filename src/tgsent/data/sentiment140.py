@@ -76,7 +76,7 @@ def _fetch_once(file: Path, url: str, md5: str, progress: Progress) -> None:
         progress.line(f"Sentiment140: fetching {url}")
         with tempfile.TemporaryFile(dir=folder) as archive:
             if _download(archive, url, progress) != md5:
-                raise _unavailable(f"cannot be fetched: what {url} sends is not md5 {md5}")
+                raise _unavailable(f"cannot be fetched: what {url} sends is not MD5 {md5}")
             _extract(archive, file, url)
         progress.line(f"Sentiment140: kept in {folder}")
     finally:
@@ -136,4 +136,4 @@ def _extract(archive: IO[bytes], file: Path, url: str) -> None:
     except KeyError:
         raise _unavailable(f"cannot be read: the archive from {url} has no {FILE}") from None
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError):
-        raise _unavailable(f"cannot be read: what {url} sends is no sound archive") from None
+        raise _unavailable(f"cannot be read: what {url} sends is not a valid archive") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Sequence
 
 from sklearn.model_selection import train_test_split
@@ -13,7 +12,7 @@ from tgsent.config import DataConfig, RunConfig, SweepConfig
 from tgsent.data.dataset import Dataset
 from tgsent.data.readers import show_rows
 from tgsent.errors import DataError
-from tgsent.records import Example, Split, Splits, SplitSummary
+from tgsent.records import Example, Split, Splits
 
 
 class TrialSplits:
@@ -27,6 +26,7 @@ class TrialSplits:
 
     def __init__(self, dataset: Dataset, config: RunConfig) -> None:
         self._dataset, self._test_fraction = dataset, config.data.test_fraction
+        self._sample = tuple(map(Example, dataset.texts, dataset.text_labels))
         self._seeds = range(config.seed, config.seed + config.trials)
         self._extra_sha256 = _hash(dataset.extra) if dataset.extra else ""
         self._origin = signature_part(config.data, dataset.sha256)
@@ -44,7 +44,7 @@ class TrialSplits:
 
     def _make(self, index: int) -> Split:
         trial, seed = index + 1, self._seeds[index]
-        train, test = _split(self._dataset, self._test_fraction, trial, seed)
+        train, test = self._split(trial, seed)
         train_texts = {example.text for example in train}
         return Split(
             trial=trial,
@@ -60,6 +60,39 @@ class TrialSplits:
             origin=self._origin,
         )
 
+    def _split(self, trial: int, seed: int) -> tuple[list[Example], list[Example]]:
+        dataset, fraction = self._dataset, self._test_fraction
+        rows: dict[str, list[int]] = {label: [] for label in dataset.labels}
+        for label, number in zip(dataset.text_labels, dataset.row_numbers, strict=True):
+            rows[label].append(number)
+        advice = "add texts of it, drop it, or raise data.sample_size or data.test_fraction"
+        for label, numbers in rows.items():
+            if len(numbers) < 2:
+                raise DataError(
+                    f'{dataset.source}: the label "{label}" has {_count(numbers)} of the'
+                    f" {len(self._sample)} sampled texts, and a split needs at least 2: {advice}"
+                )
+        try:
+            train, test = _stratified(self._sample, fraction, seed)
+        except ValueError as error:
+            raise DataError(
+                f"{dataset.source}: data.test_fraction {fraction} cannot split"
+                f" {len(self._sample)} texts of {len(dataset.labels)} labels: {error}"
+            ) from None
+        for part, examples in (("training", train), ("test", test)):
+            for label in _missing(dataset.labels, examples):
+                raise DataError(
+                    f'{dataset.source}: the label "{label}" has {_count(rows[label])},'
+                    f" but none in the {part} part of trial {trial}"
+                    f" (data.test_fraction {fraction}): {advice}"
+                )
+        return train, test
+
+
+def _count(numbers: list[int]) -> str:
+    """Return how many rows there are, and which."""
+    return f"{len(numbers)} ({show_rows(sorted(numbers))})" if numbers else "none"
+
 
 def signature_part(config: DataConfig, sha256: str) -> str:
     """Return the part of a signature that names what the splits were made of."""
@@ -69,41 +102,6 @@ def signature_part(config: DataConfig, sha256: str) -> str:
         f"|repeats:{'dropped' if config.deduplicate else 'kept'}|test:{config.test_fraction:g}"
         f"|extra:{config.extra_test_size}"
     )
-
-
-def _split(
-    dataset: Dataset, test_fraction: float, trial: int, seed: int
-) -> tuple[list[Example], list[Example]]:
-    counts = Counter(example.label for example in dataset.sample)
-    advice = "add texts of it, drop it, or raise data.sample_size or data.test_fraction"
-    for label in dataset.labels:
-        if counts[label] < 2:
-            raise DataError(
-                f'{dataset.source}: the label "{label}" has {_texts(dataset, label)} of the'
-                f" {len(dataset.sample)} sampled texts, and a split needs at least 2: {advice}"
-            )
-    try:
-        train, test = _stratified(dataset.sample, test_fraction, seed)
-    except ValueError as error:
-        raise DataError(
-            f"{dataset.source}: data.test_fraction {test_fraction} cannot split"
-            f" {len(dataset.sample)} texts of {len(dataset.labels)} labels: {error}"
-        ) from None
-    for part, examples in (("training", train), ("test", test)):
-        for label in _missing(dataset.labels, examples):
-            raise DataError(
-                f'{dataset.source}: the label "{label}" has {_texts(dataset, label)},'
-                f" but none in the {part} part of trial {trial}"
-                f" (data.test_fraction {test_fraction}): {advice}"
-            )
-    return train, test
-
-
-def _texts(dataset: Dataset, label: str) -> str:
-    """Return how many texts of the sample have a label, and the rows of the file they are in."""
-    numbered = zip(dataset.row_numbers, dataset.sample, strict=True)
-    rows = sorted(number for number, example in numbered if example.label == label)
-    return f"{len(rows)} ({show_rows(rows)})" if rows else "none"
 
 
 class ValidationSplits:
@@ -121,10 +119,19 @@ class ValidationSplits:
         # each text once, so that no validation text has been trained on
         distinct = {example.text: example for example in reversed(first.train)}
         left = [example for text, example in distinct.items() if text not in tested]
-        train, validation = _divide(left, sweep.validation_fraction, sweep.seed)
+        try:
+            train, validation = _stratified(left, sweep.validation_fraction, sweep.seed)
+            parts = [
+                train if share == 1 else _stratified(train, 1 - share, sweep.seed)[0]
+                for share in shares
+            ]
+        except ValueError as error:
+            raise DataError(
+                f"sweep: {len(left)} texts that no trial tests cannot be split: {error};"
+                " use more texts, or fewer trials"
+            ) from None
         self._splits = []
-        for number, share in enumerate(shares, start=1):
-            part = train if share == 1 else _divide(train, 1 - share, sweep.seed)[0]
+        for number, part in enumerate(parts, start=1):
             for name, examples in (("training", part), ("validation", validation)):
                 if missing := _missing(labels, examples):
                     raise DataError(
@@ -145,28 +152,11 @@ class ValidationSplits:
                     origin=first.origin,
                 )
             )
-
-    @property
-    def summaries(self) -> tuple[SplitSummary, ...]:
-        """Describe all of them."""
-        return tuple(split.summary for split in self._splits)
+        self.summaries = tuple(split.summary for split in self._splits)
 
     def __getitem__(self, index: int) -> Split:
         """Return the split of round `index + 1`."""
         return self._splits[index]
-
-
-def _divide(
-    examples: Sequence[Example], fraction: float, seed: int
-) -> tuple[list[Example], list[Example]]:
-    """Take a fraction away; return the rest and the fraction."""
-    try:
-        return _stratified(examples, fraction, seed)
-    except ValueError as error:
-        raise DataError(
-            f"sweep: {len(examples)} texts that no trial tests cannot be split: {error};"
-            " use more texts, or fewer trials"
-        ) from None
 
 
 def _stratified(

@@ -1,4 +1,4 @@
-"""Texts to classify: read one by one, so that the input may be as long as it likes."""
+"""Texts to classify, read one by one, so that the input may be of any length."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ JSON_LINES = {".jsonl", ".ndjson"}
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One text, or why there is none."""
+    """One text, or the reason why it cannot be read."""
 
     number: int
-    """Of the line that it begins on, from 1."""
+    """Number of the line that it begins on, from 1."""
     text: str
     problem: str = ""
 
@@ -45,7 +45,7 @@ def read(source: BinaryIO, name: str, column: str | None) -> Iterator[Line]:
 
 
 def given(texts: Iterable[str]) -> Iterator[Line]:
-    """Take texts as they are."""
+    """Check texts that are not from a file."""
     return (_checked(number, text) for number, text in enumerate(texts, start=1))
 
 
@@ -72,8 +72,8 @@ def _from_json(line: str, column: str) -> str:
 
 
 def _table(source: BinaryIO, name: str, column: str, delimiter: str) -> Iterator[Line]:
-    csv.field_size_limit(2**31 - 1)  # a text may be as long as it likes
-    # bytes that are no UTF-8 are seen as halves of characters, and told with their line
+    csv.field_size_limit(2**31 - 1)  # a text may be of any length
+    # bytes that are not UTF-8 become lone surrogates, which are reported with their line
     decoded = io.TextIOWrapper(source, "utf-8-sig", "surrogateescape", newline="")
     rows = csv.reader(decoded, delimiter=delimiter, strict=True)
     try:
@@ -110,5 +110,5 @@ def _checked(number: int, text: str) -> Line:
 
 
 def has_lone_surrogate(text: str) -> bool:
-    """Check for half of a UTF-16 pair, which UTF-8 has no bytes for."""
+    """Return whether a text has half of a surrogate pair, which UTF-8 cannot encode."""
     return re.search("[\ud800-\udfff]", text) is not None

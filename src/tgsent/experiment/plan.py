@@ -123,7 +123,7 @@ def make_plan(
     plan = Plan(
         config,
         DataPlan(
-            dataset.source, dataset.rows, dataset.duplicates, dataset.dropped, len(dataset.sample)
+            dataset.source, dataset.rows, dataset.duplicates, dataset.dropped, len(dataset.texts)
         ),
         [_plan_split(splits[k], dataset.labels) for k in range(config.trials)],
         _plan_sweep(config, dataset, splits),

@@ -183,7 +183,7 @@ def make(
             rows=dataset.rows,
             duplicates=dataset.duplicates,
             dropped=dataset.dropped,
-            sampled=len(dataset.sample),
+            sampled=len(dataset.texts),
             labels=tuple(dataset.labels),
         ),
         splits=tuple(splits.summaries),
