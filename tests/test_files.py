@@ -1,13 +1,21 @@
 import errno
+import json
 import os
+import re
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tgsent import files
 from tgsent.errors import StorageError
-from tgsent.files import replacing, show_size, storage_errors, write_atomic
+from tgsent.files import replacing, show_size, storage_errors, to_json, write_atomic
+
+
+def relative_files(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
 def names(folder: Path) -> list[str]:
@@ -117,3 +125,72 @@ def test_a_folder_whose_names_cannot_be_held_is_told_unless_it_knows_no_such_thi
         with pytest.raises(StorageError, match=r"a: cannot be written: No space left"):
             write_atomic(tmp_path / "a", "new")
     assert names(tmp_path) == ["a"]
+
+
+def test_writing_makes_folders_and_overwrites(tmp_path: Path) -> None:
+    path = tmp_path / "a/b/c.txt"
+    write_atomic(path, "old, and longer")
+    write_atomic(path, "new \u20ac\r\n")
+    assert path.read_bytes() == "new \u20ac\r\n".encode()
+    assert relative_files(tmp_path) == ["a/b/c.txt"]
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_a_failing_write_leaves_the_old_content_alone(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "results.json"
+    write_atomic(path, "old")
+
+    def fail(descriptor: int) -> None:
+        raise error
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(type(error)):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert relative_files(tmp_path) == ["results.json"]
+
+
+def test_the_new_content_is_on_disk_before_it_takes_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "results.json"
+    write_atomic(path, "old")
+    seen = []
+
+    def look(descriptor: int) -> None:
+        seen.append((path.read_text(), os.fstat(descriptor).st_size))
+
+    monkeypatch.setattr(os, "fsync", look)
+    write_atomic(path, "newer")
+    assert seen[0] == ("old", 5)
+    assert seen[1][0] == "newer", "the folder, with the new name in it"
+
+
+def test_what_a_killed_run_left_is_overwritten(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys; from pathlib import Path; from tgsent.files import write_atomic\n"
+        "os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "write_atomic(Path(sys.argv[1]), 'x' * 1000)"
+    )
+    path = tmp_path / "results.json"
+    path.write_text("old")
+    subprocess.run([sys.executable, "-c", script, str(path)])
+    assert path.read_text() == "old"
+    assert len(relative_files(tmp_path)) == 2
+    write_atomic(path, "new")
+    assert path.read_text() == "new"
+    assert relative_files(tmp_path) == ["results.json"]
+
+
+def test_json_is_readable_and_refuses_what_is_no_json() -> None:
+    assert to_json({"label": "schön"}) == '{\n  "label": "schön"\n}\n'
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        to_json({"loss": float("nan")})
+
+
+def test_json_holds_nothing_that_a_terminal_obeys() -> None:
+    text = to_json({"text": "\x1b[2J\x9b31m\x7f"})
+    assert text.isprintable() or not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f]", text)
+    assert json.loads(text) == {"text": "\x1b[2J\x9b31m\x7f"}

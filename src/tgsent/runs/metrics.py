@@ -68,7 +68,7 @@ class TrialMetrics(Scores):
     trainable_parameters: int
     device: str
     precision: str
-    processes: int
+    processes: int = 1
     backend: str
     backend_versions: Mapping[str, str]
     example: tuple[str, str] | None
