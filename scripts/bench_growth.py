@@ -29,9 +29,9 @@ LIMIT = 1.1
 
 MEASURED = """
 import json, resource, sys, time
-from tgsent import models
+from tgsent.modeling import loading as models
 from tgsent.config import load
-from tgsent.data import load_dataset, make_splits
+from tgsent.data.dataset import load_dataset, make_splits
 from tgsent.training import loop
 from tgsent.progress import Quiet
 path, stages = sys.argv[1], sys.argv[2:]

@@ -15,6 +15,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the network
 import pytest
 from hypothesis import settings
 
+import cli_process
 from tgsent.backends.simplet5 import environment
 from tgsent.errors import UnavailableError
 
@@ -127,6 +128,8 @@ def cli(tmp_path: Path) -> Cli:
         env: dict[str, str] | None = None,
         timeout: float = 600,
     ) -> subprocess.CompletedProcess[str]:
+        if not cli_process.needs_an_interpreter(env or {}):
+            return cli_process.run(args, cwd or tmp_path, cli_environment(env), timeout)
         return subprocess.run(
             [sys.executable, "-m", "tgsent", *args],
             cwd=cwd or tmp_path,

@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from conftest import cli_environment
 
 COMMIT = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
 
@@ -199,3 +202,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
         if only is not None:
             self.close_connection = True
+
+
+def hub_environment(endpoint: str, cache: Path, *, offline: bool = False) -> dict[str, str]:
+    """Return the variables under which the command line uses this hub and this cache."""
+    changing = {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_OFFLINE": str(int(offline))}
+    return cli_environment(changing)

@@ -12,11 +12,10 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from test_hub import hub_environment
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from conftest import ROOT, Cli
-from fake_hub import COMMIT, Repository, serve
+from fake_hub import COMMIT, Repository, hub_environment, serve
 from tgsent.data.sentiment140 import FILE
 from tgsent.modeling import loading
 from tiny_models import examples, tiny_spec

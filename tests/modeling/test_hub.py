@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from conftest import Cli, cli_environment
-from fake_hub import COMMIT, Hub, Repository, serve
+from conftest import Cli
+from fake_hub import COMMIT, Hub, Repository, hub_environment, serve
 from tgsent.config.aliases import ALIASES
 from tgsent.modeling import loading
 from tiny_models import examples, tiny_spec
@@ -35,7 +35,8 @@ FILES = {
 
 _FETCH = """
 import contextlib, json, sys, time
-from tgsent import errors, hub
+from tgsent import errors
+from tgsent.modeling import hub
 class Progress:
     @contextlib.contextmanager
     def task(self, name, total):
@@ -106,11 +107,6 @@ def fetch(tmp_path: Path) -> Fetch:
         )
 
     return call
-
-
-def hub_environment(endpoint: str, cache: Path, *, offline: bool = False) -> dict[str, str]:
-    changing = {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_OFFLINE": str(int(offline))}
-    return cli_environment(changing)
 
 
 def test_only_what_is_needed_is_downloaded_and_only_once(

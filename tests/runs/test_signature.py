@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from tgsent.runs import signature
 from tgsent.config import RunConfig, load
 from tgsent.data.dataset import load_dataset, make_splits
+from tgsent.runs import signature
 
 BASE = ("data.sample_size=200", "data.test_fraction=0.2")
 

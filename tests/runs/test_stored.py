@@ -10,11 +10,10 @@ import pytest
 import yaml
 
 import run_folders
-from tgsent.report import pages
-from tgsent.report import results
-from tgsent.runs import stored
 from tgsent.config import LoraConfig
 from tgsent.errors import RunFolderError
+from tgsent.report import pages, results
+from tgsent.runs import stored
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 
 START = """
 import os, signal, sys, time
-from tgsent import interrupts
+from tgsent.training import interrupts
 def send(name): os.kill(os.getpid(), getattr(signal, name)); time.sleep(0.05)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # where the tests run under nohup

@@ -19,9 +19,8 @@ from typing import Any
 import filelock
 import yaml
 
-from tgsent.config import earlier
 from tgsent import files
-from tgsent.config import RunConfig, TrialSpec, resolve_calibration
+from tgsent.config import RunConfig, TrialSpec, earlier, resolve_calibration
 from tgsent.errors import RunFolderError
 from tgsent.files import write_atomic
 from tgsent.records import Prediction, SplitSummary, TrialResult

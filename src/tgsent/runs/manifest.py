@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tgsent import __version__
-from tgsent.config.aliases import alias_of
 from tgsent.config import RunConfig
+from tgsent.config.aliases import alias_of
 from tgsent.data.dataset import Dataset
 from tgsent.records import Splits
 from tgsent.terminal import without_secrets

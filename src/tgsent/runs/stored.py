@@ -11,8 +11,7 @@ from typing import Any
 import yaml
 
 from tgsent import config as configs
-from tgsent.config import earlier
-from tgsent.config import RunConfig, TrialSpec
+from tgsent.config import RunConfig, TrialSpec, earlier
 from tgsent.errors import RunFolderError
 from tgsent.records import Prediction
 from tgsent.runs.folder import RunFolder, flat

@@ -1,0 +1,68 @@
+"""The command line in a process of its own that has imported already what takes seconds."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+# what commands import once they know what is to be done
+_IMPORTS = [
+    "tgsent.cli", "tgsent.experiment.execute", "tgsent.experiment.trial", "tgsent.experiment.plan",
+    "tgsent.experiment.predict", "tgsent.experiment.sweep", "tgsent.report.model_card",
+    "tgsent.report.pages", "tgsent.report.results", "tgsent.data.dataset",
+    "transformers.models.gpt2.modeling_gpt2", "transformers.models.gpt_neo.modeling_gpt_neo",
+    "transformers.models.t5.modeling_t5", "transformers.models.auto.modeling_auto",
+    "transformers.generation.utils", "pyarrow.parquet", "sklearn.linear_model",
+    "sklearn.feature_extraction.text", "sklearn.pipeline", "rich.table", "torch._dynamo",
+]  # fmt: skip
+# variables that are read while modules are imported: they need a new interpreter
+_READ_BY_IMPORTS = ("HF_", "OMP_", "PYTHON", "TORCH", "TRANSFORMERS_")
+
+
+def server() -> ForkServerContext:
+    """Return what makes the processes: forks of one that has the imports behind it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_IMPORTS)
+    return context
+
+
+def run(
+    arguments: Sequence[str], cwd: Path, env: Mapping[str, str], timeout: float
+) -> subprocess.CompletedProcess[str]:
+    """Run `tgsent ARGUMENTS`; raise TimeoutExpired where it takes longer than `timeout` seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "stdout"), Path(folder, "stderr")
+        process = server().Process(target=_main, args=(list(arguments), cwd, dict(env), out, err))
+        process.start()
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            raise subprocess.TimeoutExpired(arguments, timeout)
+        written = [path.read_text("utf-8") if path.exists() else "" for path in (out, err)]
+        return subprocess.CompletedProcess(arguments, process.exitcode, *written)
+
+
+def needs_an_interpreter(env: Mapping[str, str]) -> bool:
+    """Tell whether modules must be imported anew under these variables."""
+    return any(key.startswith(_READ_BY_IMPORTS) and os.environ.get(key) != env[key] for key in env)
+
+
+def _main(arguments: list[str], cwd: Path, env: dict[str, str], out: Path, err: Path) -> None:
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(cwd)
+    for descriptor, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+    sys.stdout = open(1, "w", encoding="utf-8")  # noqa: SIM115  until the process ends
+    sys.stderr = open(2, "w", encoding="utf-8", buffering=1)  # noqa: SIM115
+    sys.argv = ["tgsent", *arguments]
+    from tgsent import cli
+
+    cli.main()
