@@ -24,7 +24,7 @@ from tgsent.modeling.prompts import PromptEncoder, choose_shots
 from tgsent.records import Encoded, Example, Outcome, Prediction, Progress, Split
 from tgsent.training import adapters, devices, loop, memory, trackers
 from tgsent.training.checkpoint import Checkpoints
-from tgsent.training.recipe import resolve
+from tgsent.training.recipe import Recipe, resolve
 
 
 class Native:
@@ -51,17 +51,15 @@ class Native:
         self, spec: TrialSpec, split: Split, progress: Progress, folders: TrialFolders
     ) -> Outcome:
         """Train and evaluate as `Backend.run` says."""
-        training = spec.training
-        accelerator = devices.make_accelerator(training, folders.trackers)
+        accelerator = devices.make_accelerator(spec.training, folders.trackers)
         if accelerator.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         with trackers.tracking(spec, accelerator):
             task = _prepare(spec, split, progress)
-            loaded, model = task.loaded, task.loaded.model
-            recipe = resolve(training, loaded.family, model.num_parameters(), len(task.examples))
+            loaded, recipe, model = task.loaded, task.recipe, task.loaded.model
             set_seed(spec.seed)  # loading draws random numbers; how many depends on the model
             with memory.allocation_errors(spec, "training"):
-                merge = adapters.prepare(model, training)
+                merge = adapters.prepare(model, spec.training)
                 trainable_parameters = adapters.count(model)
                 trained = loop.train(
                     model,
@@ -83,10 +81,8 @@ class Native:
             eval_seconds = time.perf_counter() - started
             if folders.model is not None:
                 _save(model, loaded, folders.model)
-            scores = metrics.score(predictions[: len(split.test)], spec.labels)
-            accelerator.log(
-                {key: getattr(scores, key) for key in trackers.SCORES}, step=trained.steps
-            )
+            scores = vars(metrics.score(predictions[: len(split.test)], spec.labels))
+            accelerator.log({key: scores[key] for key in trackers.SCORES}, step=trained.steps)
         return Outcome(
             predictions=predictions,
             log=trained.log,
@@ -100,7 +96,7 @@ class Native:
             truncated=task.encoder.truncated,
             truncated_tokens=task.encoder.truncated_tokens,
             peak_memory_bytes=_peak_memory(accelerator),
-            parameters=model.num_parameters(),
+            parameters=task.parameters,
             trainable_parameters=trainable_parameters,
             device=accelerator.device.type,
             precision=recipe.precision,
@@ -120,6 +116,9 @@ class _Task:
     encoder: PromptEncoder
     shots: tuple[Example, ...]
     examples: Sequence[Encoded]
+    parameters: int
+    """Number of the model's parameters, adapters excluded."""
+    recipe: Recipe
 
     @property
     def example(self) -> tuple[str, str]:
@@ -142,7 +141,9 @@ def _prepare(spec: TrialSpec, split: Split, progress: Progress) -> _Task:
         raise TrialError(
             f"prompt.shots: {spec.prompt.shots} leaves none of {len(split.train)} training texts"
         )
-    return _Task(loaded, encoder, shots, encoder.encode_examples(left))
+    examples, parameters = encoder.encode_examples(left), loaded.model.num_parameters()
+    recipe = resolve(spec.training, loaded.family, parameters, len(examples))
+    return _Task(loaded, encoder, shots, examples, parameters, recipe)
 
 
 def _evaluate(

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -290,6 +290,10 @@ class TrainingConfig(Section):
     def package(self) -> SimpleT5Config | None:
         """Settings of the package that trains and predicts; None with `backend: native`."""
         return None if self.backend == "native" else self.simplet5
+
+    def native_settings(self) -> dict[str, Any]:
+        """Return the settings as plain values, without the sections of packages."""
+        return self.model_dump(mode="json", exclude={"simplet5"})
 
     @field_validator("warmup_steps")
     @classmethod

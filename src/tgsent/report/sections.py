@@ -311,7 +311,7 @@ def _settings(scored: Sequence[ModelResults], run: StoredRun) -> Section:
     shown = [m for m in scored if m.model in run.specs and not run.specs[m.model].is_baseline]
     specs = [run.specs[model.model] for model in shown]
     first = [model.trials[0] for model in shown]
-    training = [spec.training.model_dump(mode="json") for spec in specs]
+    training = [spec.training.native_settings() for spec in specs]
     rows: list[list[str]] = [
         ["model", *(spec.model for spec in specs)],
         ["prompt", *(json_line(spec.prompt.input) for spec in specs)],
@@ -324,7 +324,7 @@ def _settings(scored: Sequence[ModelResults], run: StoredRun) -> Section:
         ["padding, resolved", *(_plain(trial.padding) for trial in first)],
         ["precision, resolved", *(trial.precision for trial in first)],
     ]
-    keys = [key for key in (training[0] if training else {}) if key != "simplet5"]
+    keys = training[0] if training else ()
     rows += [[key, *(_plain(one[key]) for one in training)] for key in keys]
     table = Table(["", *(model.model for model in shown)], rows if shown else [], align="left")
     blocks = _if_any(table)

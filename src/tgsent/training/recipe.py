@@ -74,11 +74,7 @@ def resolve(training: TrainingConfig, family: Family, parameters: int, examples:
     """
     device = resolve_device(training.device)
     steps_per_epoch = math.ceil(examples / training.batch_size)
-    padding, max_grad_norm = training.padding, training.max_grad_norm
-    if padding == "auto":
-        padding = "longest"
-    if max_grad_norm == "auto":
-        max_grad_norm = 1.0
+    max_grad_norm = 1.0 if training.max_grad_norm == "auto" else training.max_grad_norm
     return Recipe(
         device=device,
         precision=resolve_precision(training, device),
@@ -91,7 +87,7 @@ def resolve(training: TrainingConfig, family: Family, parameters: int, examples:
         weight_decay=training.weight_decay,
         max_grad_norm=max_grad_norm,
         counted="padded" if training.loss_on_padding else training.loss,
-        pad_to=training.max_tokens if padding == "max_tokens" else None,
+        pad_to=training.max_tokens if training.padding == "max_tokens" else None,
     )
 
 
@@ -153,7 +149,5 @@ def _learning_rate(training: TrainingConfig, family: Family, parameters: int) ->
 
 def _warmup_steps(training: TrainingConfig, total_steps: int) -> int:
     """Return the number of steps; below 1, the setting is a share of all steps."""
-    warmup = training.warmup_steps
-    if warmup == "auto":
-        warmup = 0.1
+    warmup = 0.1 if training.warmup_steps == "auto" else training.warmup_steps
     return round(warmup * total_steps) if warmup < 1 else int(warmup)

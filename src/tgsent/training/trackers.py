@@ -64,7 +64,7 @@ def tracking(spec: TrialSpec, accelerator: Accelerator) -> Iterator[None]:
 def _settings(spec: TrialSpec) -> dict[str, Any]:
     """Return the settings as one level of values that every tracker accepts."""
     about = {"model": spec.model, "trial": spec.trial, "seed": spec.seed}
-    settings = {**about, **spec.training.model_dump(mode="json", exclude={"simplet5"})}
+    settings = {**about, **spec.training.native_settings()}
     settings |= {"prompt": spec.prompt.input, "decoding": spec.evaluation.decoding}
     return {
         key: value if isinstance(value, str | int | float) else json.dumps(value)

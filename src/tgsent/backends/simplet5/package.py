@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,8 @@ class SimpleT5:
                 _keep_model(folder / results["model_folder"], start, folders.model)
         loaded = loading.describe(spec, split.train)  # the package uses the same tokenizer
         warnings = models.illegible(loaded, loading.prompt_encoder(loaded, spec), split)
-        return _outcome(spec, split, log, results, versions, warnings)
+        outcome = _outcome(spec, split, log, results, versions)
+        return replace(outcome, warnings=warnings, commit=loaded.commit)
 
 
 def _start(spec: TrialSpec, split: Split, folder: Path, progress: Progress) -> Path:
@@ -107,7 +108,6 @@ def _outcome(
     log: tuple[dict[str, Any], ...],
     results: dict[str, Any],
     versions: dict[str, str],
-    warnings: tuple[str, ...],
 ) -> Outcome:
     measured = (
         "train_seconds", "eval_seconds", "truncated", "truncated_tokens", "peak_memory_bytes",
@@ -126,13 +126,12 @@ def _outcome(
         log=log,
         steps=_steps_per_epoch(spec, split) * spec.training.epochs,
         learning_rate=SIMPLET5_LEARNING_RATE,
-        padding="max_tokens",
         **{key: results[key] for key in measured},
+        padding="max_tokens",
         trainable_parameters=results["parameters"],
         precision="fp32",
         versions=versions,
         example=_example(spec, split),
-        warnings=warnings,
     )
 
 
