@@ -17,7 +17,7 @@ ORDER = (
     "tgsent", "errors", "records", "terminal", "files", "progress", "config", "data", "modeling",
     "training", "evaluation", "backends", "runs", "report", "experiment", "cli", "__main__",
 )  # fmt: skip
-LONGEST_MODULE, LONGEST_FUNCTION = 1_200, 115  # lines
+LONGEST_MODULE, LONGEST_FUNCTION = 450, 60  # lines
 # What is imported before a command is known, so that `--help` and config errors are instant.
 LIGHT = {"tgsent", "errors", "records", "terminal", "files", "progress", "config", "runs", "cli"}
 HEAVY = {
