@@ -31,7 +31,8 @@ from unittest import mock
 FAMILIES = ("gpt2", "gpt-neo", "t5")
 # what is imported while a run goes on
 _IMPORTS = (
-    "tgsent.experiment.execute", "tgsent.experiment.trial", "tgsent.report.model_card",
+    "tgsent.experiment.execute", "tgsent.experiment.local_engine", "tgsent.backends.native",
+    "tgsent.backends.baselines", "tgsent.report.model_card",
     "tgsent.modeling.loading", "tgsent.data.dataset", "tgsent.report.pages",
     "transformers.models.gpt2.modeling_gpt2", "transformers.models.gpt_neo.modeling_gpt_neo",
     "transformers.models.t5.modeling_t5", "transformers.models.auto.modeling_auto",

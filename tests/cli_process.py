@@ -13,7 +13,8 @@ from pathlib import Path
 
 # what commands import once they know what is to be done
 _IMPORTS = [
-    "tgsent.cli", "tgsent.experiment.execute", "tgsent.experiment.trial", "tgsent.experiment.plan",
+    "tgsent.cli", "tgsent.experiment.execute", "tgsent.experiment.local_engine",
+    "tgsent.backends.native", "tgsent.backends.baselines", "tgsent.experiment.plan",
     "tgsent.experiment.predict", "tgsent.experiment.sweep", "tgsent.report.model_card",
     "tgsent.report.pages", "tgsent.report.results", "tgsent.data.dataset",
     "transformers.models.gpt2.modeling_gpt2", "transformers.models.gpt_neo.modeling_gpt_neo",

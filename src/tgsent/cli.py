@@ -250,7 +250,7 @@ def predict(
         for written in prediction_lines(answers, classifier.spec, as_json=as_json):
             sys.stdout.write(printable(written) if sys.stdout.isatty() else written)
     if (cut := classifier.encoder.truncated) and not quiet:
-        _complain(f"texts cut to training.max_tokens: {cut:,}")
+        _complain(f"texts truncated to training.max_tokens: {cut:,}")
     if broken:
         _complain(f"lines that could not be read, and have no answer: {broken:,}")
         raise typer.Exit(1)

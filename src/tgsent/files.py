@@ -35,14 +35,15 @@ def replacing(path: Path, size: int) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.tmp")
     with storage_errors(path, size), _replacing(path, temporary, durable=True):
         yield temporary
+        temporary.chmod(0o666 & ~_umask())
 
 
 @contextlib.contextmanager
 def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """Yield an opened file that replaces `path` if all went well; several processes may do so.
 
-    Only a durable one is sure to be whole after a loss of power. Raises OSError where it cannot be
-    written.
+    Nobody else can read it, as the cache holds texts of the user. Only a durable one is sure to be
+    whole after a loss of power. Raises OSError where it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     with _replacing(path, temporary, durable=durable), temporary.open("wb") as file:
@@ -58,7 +59,6 @@ def _replacing(path: Path, temporary: Path, *, durable: bool) -> Iterator[None]:
         yield
         if durable:
             sync(temporary)
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -13,10 +13,12 @@ def test_every_backend_and_baseline_of_the_config_is_there() -> None:
 
 def test_only_baselines_have_no_training_settings() -> None:
     for name in BACKENDS:
-        spec = tiny_spec(name if name in BASELINES else "t5")
-        backend = BACKENDS[name]()
-        assert (backend.settings(spec) is None) == (name in BASELINES)
-    assert isinstance(backend_of(tiny_spec("tfidf")), BACKENDS["tfidf"])  # type: ignore[arg-type]
+        is_baseline = name in BASELINES
+        training = {} if is_baseline else {"backend": name}
+        spec = tiny_spec(name if is_baseline else "t5", training=training)
+        backend = backend_of(spec)
+        assert type(backend).__name__ == BACKENDS[name].rpartition(".")[2]
+        assert (backend.settings(spec) is None) == is_baseline
 
 
 def test_the_package_simplet5_has_settings_of_its_own() -> None:

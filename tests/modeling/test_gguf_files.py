@@ -236,7 +236,8 @@ SMALL = (
 
 def test_a_run_and_its_predictions(file: Path, cli: Cli, tmp_path: Path) -> None:
     name = str(file.relative_to(tmp_path))
-    done = cli("run", "-m", name, *SMALL, "--set", "output.save_model=first")
+    fresh = {"PYTHONUNBUFFERED": "1"}  # a new interpreter, in which no library is imported yet
+    done = cli("run", "-m", name, *SMALL, "--set", "output.save_model=first", env=fresh)
     assert done.returncode == 0, done.stderr
     assert "tiny.gguf" in done.stdout
     assert "it/s" not in done.stderr

@@ -5,22 +5,23 @@ The config accepts the names of `TrainingConfig.backend` and of `aliases.BASELIN
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib import import_module
 
 from tgsent.backends import Backend
-from tgsent.backends.baselines import Majority, TfIdf
-from tgsent.backends.native import Native
-from tgsent.backends.simplet5.package import SimpleT5
 from tgsent.config import TrialSpec
 
-BACKENDS: dict[str, Callable[[], Backend]] = {
-    "native": Native,
-    "simplet5": SimpleT5,
-    "majority": Majority,
-    "tfidf": TfIdf,
+# imported when they are needed: torch takes seconds, and a missing model is reported before
+BACKENDS = {
+    "native": "tgsent.backends.native.Native",
+    "simplet5": "tgsent.backends.simplet5.package.SimpleT5",
+    "majority": "tgsent.backends.baselines.Majority",
+    "tfidf": "tgsent.backends.baselines.TfIdf",
 }
 
 
 def backend_of(spec: TrialSpec) -> Backend:
     """Return the backend that runs this trial."""
-    return BACKENDS[spec.model if spec.is_baseline else spec.training.backend]()
+    name = spec.model if spec.is_baseline else spec.training.backend
+    module, _, class_name = BACKENDS[name].rpartition(".")
+    backend: Backend = getattr(import_module(module), class_name)()
+    return backend

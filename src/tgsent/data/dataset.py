@@ -229,8 +229,8 @@ def _kept(file: Path, config: DataConfig) -> Dataset | None:
                 return None
         values = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
         return Dataset(**{**values, "source": str(file)})
-    except (OSError, EOFError, zlib.error, ValueError):
-        return None
+    except (OSError, EOFError, zlib.error, ValueError, LookupError, TypeError, AttributeError):
+        return None  # damaged, or of another version
 
 
 def _keep(entry: Path, dataset: Dataset) -> None:

@@ -71,7 +71,7 @@ def _fetch_once(file: Path, url: str, md5: str, progress: Progress) -> None:
     try:
         if file.is_file():  # fetched by the run that had the lock
             return
-        for left in folder.glob(".*.tmp"):  # by a run that was killed
+        for left in (*folder.glob(".*.tmp"), *folder.glob("*.zip")):  # by a run that was killed
             left.unlink()
         progress.line(f"Sentiment140: fetching {url}")
         with tempfile.TemporaryFile(dir=folder) as archive:
@@ -114,7 +114,8 @@ def _receive(archive: IO[bytes], url: str, progress: Progress) -> str:
         if not answer.ok:
             status = f"{answer.status_code} {answer.reason}".strip()
             raise _unavailable(f"cannot be fetched: {answer.url} answers {status}")
-        total = int(answer.headers.get("Content-Length", 0))
+        length = answer.headers.get("Content-Length", "")
+        total = int(length) if length.isdecimal() else 0
         with progress.task("Sentiment140, MB", max(1, total // _MB)) as task:
             for chunk in answer.iter_content(1 << 16):
                 archive.write(chunk)

@@ -7,13 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-
 from tgsent.config import EngineConfig, TrialSpec
 from tgsent.records import Failure, Progress, Splits
 from tgsent.runs.folder import RunFolder
 from tgsent.runs.manifest import DataSummary
-from tgsent.runs.metrics import TrialResult
+from tgsent.runs.metrics import TrialMetrics
 
 
 @dataclass(frozen=True)
@@ -35,13 +33,18 @@ class Engine(Protocol):
 
     def run(
         self, pending: Sequence[TrialSpec], context: EngineContext
-    ) -> Iterator[tuple[TrialSpec, TrialResult | Failure]]:
-        """Yield each trial when its files are written; raise what ends the whole run."""
+    ) -> Iterator[tuple[TrialSpec, TrialMetrics | Failure]]:
+        """Yield each trial when its files are written, with its metrics or why it failed.
+
+        Raises what ends the whole run.
+        """
         ...
 
 
 def use_cores(cores: int | None) -> None:
     """Limit this process, and those that it starts, to so many threads; None: no limit."""
     if cores is not None:
+        import torch
+
         torch.set_num_threads(cores)
         os.environ["OMP_NUM_THREADS"] = str(cores)

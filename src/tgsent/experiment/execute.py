@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from tgsent.backends.registry import backend_of
 from tgsent.config import EngineConfig, RunConfig, TrialSpec
 from tgsent.data.dataset import Dataset
 from tgsent.errors import ConfigError, RunFolderError, UnavailableError
 from tgsent.experiment.engine import Engine, EngineContext
-from tgsent.experiment.local_engine import LocalEngine
-from tgsent.experiment.ray_engine import RayEngine
 from tgsent.modeling import hub, weights
 from tgsent.progress import Quiet
 from tgsent.records import Failure, Prediction, Progress, Splits
@@ -22,16 +21,14 @@ from tgsent.runs import manifest, stored
 from tgsent.runs.checks import check_same_data, check_same_settings, check_same_weights
 from tgsent.runs.folder import RunFolder
 from tgsent.runs.manifest import Manifest, Retry, SweepReport
-from tgsent.runs.metrics import TrialMetrics, TrialResult
+from tgsent.runs.metrics import TrialMetrics
 from tgsent.terminal import without_secrets
-
-ENGINES: dict[str, type[Engine]] = {"local": LocalEngine, "ray": RayEngine}
 
 Key = tuple[str, int]
 """Name of a model, and number of a trial."""
 
 _PATIENCE = 60.0
-"""Seconds to wait for another process that is beginning or ending in the same folder."""
+"""Seconds to wait for another process that starts or finishes a run in the same folder."""
 
 _SHARE = 0.05
 """Largest share of a run's time that writing the table so far may take."""
@@ -133,7 +130,7 @@ class PendingRun:
 
     def begin(
         self, sweep: Sequence[SweepReport] = ()
-    ) -> Iterator[tuple[TrialSpec, TrialResult | Failure]]:
+    ) -> Iterator[tuple[TrialSpec, TrialMetrics | Failure]]:
         """Write config and manifest; return the outcomes of the pending trials as they complete.
 
         `sweep` describes for the manifest how the settings were chosen.
@@ -157,17 +154,17 @@ class PendingRun:
         if others := folder.other_trials(self.specs):
             line(f"not in this table, but kept in {folder.path}: {', '.join(others)}")
         engine = self.config.engine
-        return ENGINES[engine.kind]().run(
+        return _engine(engine.kind).run(
             pending,
             EngineContext(
                 engine, self.splits, folder, self.manifest.data, self.context.progress, self._retry
             ),
         )
 
-    def record(self, spec: TrialSpec, outcome: TrialResult | Failure) -> None:
-        """Keep the outcome of a trial; write the table so far where it is time to."""
-        if isinstance(outcome, TrialResult):
-            self.finished[spec.name, spec.trial] = outcome.metrics
+    def record(self, spec: TrialSpec, outcome: TrialMetrics | Failure) -> None:
+        """Keep the outcome of a trial; write the table so far if it is due."""
+        if isinstance(outcome, TrialMetrics):
+            self.finished[spec.name, spec.trial] = outcome
         else:
             self.failed[spec.name, spec.trial] = without_secrets(outcome.reason)
         if not self.context.only and (started := time.monotonic()) >= self._next_table:
@@ -250,6 +247,17 @@ class PendingRun:
         return result
 
 
+def _engine(kind: Literal["local", "ray"]) -> Engine:
+    # imported here: torch takes seconds, and a missing model is reported before
+    if kind == "ray":
+        from tgsent.experiment.ray_engine import RayEngine
+
+        return RayEngine()
+    from tgsent.experiment.local_engine import LocalEngine
+
+    return LocalEngine()
+
+
 def fetch_models(
     pending: Sequence[TrialSpec], engine: EngineConfig, progress: Progress
 ) -> dict[str, str | None]:
@@ -259,12 +267,14 @@ def fetch_models(
     """
     specs = {spec.name: spec for spec in pending}
     for spec in specs.values():
-        backend_of(spec).check_installed(spec)
+        if spec.training.package is not None:  # before gigabytes are downloaded
+            backend_of(spec).check_installed(spec)
     commits = {}
     for name, spec in specs.items():
         snapshot = hub.fetch_for(spec, progress)
         commits[name] = snapshot.commit if snapshot else None
     for spec in specs.values():
+        backend_of(spec).check_installed(spec)
         for note in backend_of(spec).check(spec, here=engine.kind == "local"):
             progress.line(note)
     return commits

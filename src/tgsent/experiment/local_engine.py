@@ -13,9 +13,8 @@ from tgsent.experiment import trial
 from tgsent.experiment.engine import EngineContext, use_cores
 from tgsent.progress import Quiet
 from tgsent.records import Failure, Split
-from tgsent.report import model_card
 from tgsent.runs.folder import RunFolder
-from tgsent.runs.metrics import TrialResult
+from tgsent.runs.metrics import TrialMetrics, TrialResult
 from tgsent.training import distributed, interrupts, memory
 
 
@@ -24,48 +23,37 @@ class LocalEngine:
 
     def run(
         self, pending: Sequence[TrialSpec], context: EngineContext
-    ) -> Iterator[tuple[TrialSpec, TrialResult | Failure]]:
+    ) -> Iterator[tuple[TrialSpec, TrialMetrics | Failure]]:
         """Run trials as `Engine.run` says."""
         use_cores(context.config.cpus_per_trial)
-        outcome: TrialResult | Failure | None
+        folder = context.folder
+        outcome: TrialResult | Failure
         for spec in pending:
             if interrupts.requested():
                 raise KeyboardInterrupt
             split, backend = context.splits[spec.trial - 1], backend_of(spec)
-            with _locked(spec, context.folder) as folders:
-                outcome = _finished(spec, split, context.folder)  # by another process
-                if outcome is None:
-                    with _shared(spec, split):
-                        try:
-                            done = backend.run(spec, split, context.progress, folders)
-                            outcome = trial.result(spec, split, done)
-                            if folders.model is not None:
-                                model_card.write(
-                                    folders.model, spec, split, outcome.metrics, context.data
-                                )
-                        except Exception as error:  # noqa: BLE001  the other trials must go on
-                            outcome = trial.failure(spec, error)
-                    trial.write(spec, outcome, context.folder, context.progress, folders.model)
-            yield spec, outcome
+            with folder.trial_locked(spec):
+                ended: TrialMetrics | Failure | None
+                ended = folder.finished(spec, split.summary)  # by another process
+                if ended is None:
+                    with _places(spec, folder) as places:
+                        with _shared(spec, split):
+                            try:
+                                done = backend.run(spec, split, context.progress, places)
+                                outcome = trial.result(spec, split, done, places, context.data)
+                            except Exception as error:  # noqa: BLE001  the other trials must go on
+                                outcome = trial.failure(spec, error)
+                        ended = trial.write(spec, outcome, context, places.model)
+            yield spec, ended
             memory.release()  # before the next model is loaded
 
 
 @contextlib.contextmanager
-def _locked(spec: TrialSpec, folder: RunFolder) -> Iterator[TrialFolders]:
-    """Lock a trial in the context, and yield the folders that it may write to."""
-    with folder.trial_locked(spec):
-        folder.tidy(spec, finished=False)
-        with folder.model_folder(spec) as model:
-            yield TrialFolders(model, folder.checkpoint_folder(spec), folder.tracker_folder(spec))
-
-
-def _finished(spec: TrialSpec, split: Split, folder: RunFolder) -> TrialResult | None:
-    """Return the result of a trial that is finished, or None."""
-    metrics = folder.finished(spec, split.summary)
-    if metrics is None:
-        return None
-    log = folder.log(spec.name, spec.trial)
-    return TrialResult(metrics, tuple(folder.predictions(metrics)), tuple(log))
+def _places(spec: TrialSpec, folder: RunFolder) -> Iterator[TrialFolders]:
+    """Remove what a killed run left of a trial, and yield the folders that it may write to."""
+    folder.tidy(spec, finished=False)
+    with folder.model_folder(spec) as model:
+        yield TrialFolders(model, folder.checkpoint_folder(spec), folder.tracker_folder(spec))
 
 
 def _shared(spec: TrialSpec, split: Split) -> contextlib.AbstractContextManager[None]:

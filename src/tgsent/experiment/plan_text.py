@@ -61,7 +61,7 @@ def _model(model: ModelPlan) -> Iterator[str]:
     yield from (f"  warning          {warning}" for warning in model.warnings)
     yield (
         f"  per trial        {model.optimizer_steps} optimizer steps at {model.learning_rate:g},"
-        f" {model.training_tokens:,} tokens, {model.truncated} texts cut"
+        f" {model.training_tokens:,} tokens, {model.truncated} texts truncated"
     )
     norm = model.max_grad_norm
     clipping = "no clipping" if norm is None else f"gradients clipped to {norm:g}"

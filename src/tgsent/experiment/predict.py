@@ -92,7 +92,7 @@ def load(run: StoredRun, model: str | None, trial: int | None) -> Classifier:
     if name not in run.specs:
         raise RunFolderError(
             f"{run.paths[0]}: its config no longer names {name}; the same command that trained it"
-            " makes it whole again"
+            " restores it"
         )
     folder = _folder(run, name, number).resolve()
     spec = run.specs[name]
@@ -127,7 +127,7 @@ def _choose(run: StoredRun, model: str | None, trial: int | None) -> tuple[str, 
     }
     if not any(kept.values()):
         if all(_is_baseline(run, name) for name in run.trials):
-            raise RunFolderError(f"{run.paths[0]}: has baselines alone, which are never kept")
+            raise RunFolderError(f"{run.paths[0]}: has only baselines, which are never kept")
         there = sorted({number for own in run.trials.values() for number in own})
         if trial is not None and trial not in there:
             raise RunFolderError(

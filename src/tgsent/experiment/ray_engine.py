@@ -18,15 +18,15 @@ import torch
 
 from tgsent import __version__, files
 from tgsent.backends import TrialFolders
+from tgsent.backends.registry import backend_of
 from tgsent.config import TrialSpec
 from tgsent.errors import RunFolderError, TgsentError, UnavailableError
 from tgsent.experiment import trial
 from tgsent.experiment.engine import EngineContext, use_cores
 from tgsent.progress import Quiet
 from tgsent.records import Failure, Progress, Splits
-from tgsent.report import model_card
 from tgsent.runs.manifest import DataSummary
-from tgsent.runs.metrics import TrialResult
+from tgsent.runs.metrics import TrialMetrics, TrialResult
 from tgsent.training import interrupts
 
 Returned = tuple[TrialResult | Failure, dict[str, bytes]]
@@ -41,21 +41,20 @@ class RayEngine:
 
     def run(
         self, pending: Sequence[TrialSpec], context: EngineContext
-    ) -> Iterator[tuple[TrialSpec, TrialResult | Failure]]:
+    ) -> Iterator[tuple[TrialSpec, TrialMetrics | Failure]]:
         """Run trials as `Engine.run` says."""
         for spec, outcome, found in attempts(pending, context) if pending else ():
             try:
                 with context.folder.trial_locked(spec):
-                    _keep(spec, outcome, found, context)
+                    ended = _keep(spec, outcome, found, context)
             except RunFolderError as error:  # another process runs the trial, and writes it
-                yield spec, Failure(str(error))
-            else:
-                yield spec, outcome
+                ended = Failure(str(error))
+            yield spec, ended
 
 
 def _keep(
     spec: TrialSpec, outcome: TrialResult | Failure, found: dict[str, bytes], context: EngineContext
-) -> None:
+) -> TrialMetrics | Failure:
     """Write the files of a trial, those of its model and its trackers included."""
     folder = context.folder
     with folder.model_folder(spec) as save_to:
@@ -67,7 +66,7 @@ def _keep(
                 with files.storage_errors(file, len(content)):
                     file.parent.mkdir(parents=True, exist_ok=True)
                     file.write_bytes(content)
-        trial.write(spec, outcome, folder, context.progress, save_to)
+        return trial.write(spec, outcome, context, save_to)
 
 
 def attempts(
@@ -247,9 +246,7 @@ def _trial(common: _Common, spec: TrialSpec) -> Returned:
 def _outcome(common: _Common, spec: TrialSpec, folders: TrialFolders) -> TrialResult | Failure:
     split = common.splits[spec.trial - 1]
     try:
-        result = trial.run_trial(spec, split, Quiet(), folders)
-        if folders.model is not None:
-            model_card.write(folders.model, spec, split, result.metrics, common.data)
+        done = backend_of(spec).run(spec, split, Quiet(), folders)
+        return trial.result(spec, split, done, folders, common.data)
     except Exception as error:  # noqa: BLE001  returned, or raised again there
         return trial.failure(spec, error)
-    return result

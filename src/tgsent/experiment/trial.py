@@ -19,9 +19,11 @@ from tgsent.errors import (
     UnavailableError,
 )
 from tgsent.evaluation import metrics
+from tgsent.experiment.engine import EngineContext
 from tgsent.records import Failure, Outcome, Progress, Split
+from tgsent.report import model_card
 from tgsent.runs import signature
-from tgsent.runs.folder import RunFolder
+from tgsent.runs.manifest import DataSummary
 from tgsent.runs.metrics import TrialMetrics, TrialResult
 from tgsent.terminal import without_secrets
 from tgsent.training import distributed
@@ -36,19 +38,28 @@ def run_trial(
     spec: TrialSpec, split: Split, progress: Progress, folders: TrialFolders = NO_FOLDERS
 ) -> TrialResult:
     """Run one trial; the result depends on `spec` and `split` alone."""
-    return result(spec, split, backend_of(spec).run(spec, split, progress, folders))
+    return _scored(spec, split, backend_of(spec).run(spec, split, progress, folders))
 
 
-def result(spec: TrialSpec, split: Split, outcome: Outcome) -> TrialResult:
-    """Score what a backend predicted."""
+def result(
+    spec: TrialSpec, split: Split, outcome: Outcome, folders: TrialFolders, data: DataSummary
+) -> TrialResult:
+    """Score what a backend predicted, and write the card of a saved model, which names the data."""
+    scored = _scored(spec, split, outcome)
+    if folders.model is not None:
+        model_card.write(folders.model, spec, split, scored.metrics, data)
+    return scored
+
+
+def _scored(spec: TrialSpec, split: Split, outcome: Outcome) -> TrialResult:
     return TrialResult(_metrics(spec, split, outcome), outcome.predictions, outcome.log)
 
 
 def failure(spec: TrialSpec, error: Exception) -> Failure:
     """Return why a trial failed; raise `error` again where it ends the whole run.
 
-    Of several processes that share the trial, all have to fail or none: any error but a divergence,
-    which all of them see, is raised again.
+    Processes that share a trial must all fail or none: any error but a divergence, which all of
+    them see, is raised again.
     """
     shared = distributed.world_size() > 1 and backend_of(spec).in_our_loop
     if isinstance(error, _ENDING) or (shared and not isinstance(error, DivergedError)):
@@ -60,21 +71,19 @@ def failure(spec: TrialSpec, error: Exception) -> Failure:
 
 
 def write(
-    spec: TrialSpec,
-    outcome: TrialResult | Failure,
-    folder: RunFolder,
-    progress: Progress,
-    model: Path | None,
-) -> None:
+    spec: TrialSpec, outcome: TrialResult | Failure, context: EngineContext, model: Path | None
+) -> TrialMetrics | Failure:
     """Write the files of a trial in the run folder; `model` is the folder of a saved model."""
+    folder, progress = context.folder, context.progress
     if isinstance(outcome, TrialResult):
         folder.write_trial(spec, outcome, model)
         progress.line(f"{spec.title}: macro-F1 {outcome.metrics.macro_f1:.4f}")
-        return
+        return outcome.metrics
     if outcome.details:
         name = f"{spec.name}/trial-{spec.trial}/error.txt"
         folder.write(name, without_secrets(outcome.details))
     progress.line(f"{spec.title}: failed: {outcome.reason}")
+    return outcome
 
 
 def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> TrialMetrics:

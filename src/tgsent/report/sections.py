@@ -319,9 +319,9 @@ def _settings(scored: Sequence[ModelResults], run: StoredRun) -> Section:
         ["decoding", *(_decoding(model, run) for model in shown)],
         ["steps", *(str(trial.steps) for trial in first)],
         ["learning_rate, resolved", *(f"{trial.learning_rate:g}" for trial in first)],
-        ["warmup_steps, resolved", *(_plain(trial.warmup_steps) for trial in first)],
-        ["max_grad_norm, resolved", *(_plain(trial.max_grad_norm) for trial in first)],
-        ["padding, resolved", *(_plain(trial.padding) for trial in first)],
+        ["warmup_steps, resolved", *(_resolved(trial, trial.warmup_steps) for trial in first)],
+        ["max_grad_norm, resolved", *(_resolved(trial, trial.max_grad_norm) for trial in first)],
+        ["padding, resolved", *(_resolved(trial, trial.padding) for trial in first)],
         ["precision, resolved", *(trial.precision for trial in first)],
     ]
     keys = training[0] if training else ()
@@ -333,6 +333,11 @@ def _settings(scored: Sequence[ModelResults], run: StoredRun) -> Section:
             blocks.append(Text("heading", f"A training text as {model.model} saw it"))
             blocks.append(Verbatim(*example))
     return Section("Settings", blocks)
+
+
+def _resolved(trial: TrialMetrics, value: object) -> str:
+    """Return what `auto` became; `-` for a trial of an earlier version, which did not record it."""
+    return "-" if trial.padding is None else _plain(value)
 
 
 def _decoding(model: ModelResults, run: StoredRun) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 
 import rich.table
 from rich.markup import escape
@@ -74,6 +73,8 @@ def score_table(results: Results, *, narrow: bool = False) -> Table:
         columns.append(("training", _training_time))
     if published:
         columns.append(("article", lambda m: number(published.get(m.model), digits=3)))
+        if not narrow:
+            columns.append(("difference", lambda m: _difference(m, published)))
     return Table(
         [heading for heading, _ in columns],
         [[cell(model) for _, cell in columns] for model in results.models],
@@ -91,10 +92,18 @@ def _notes_on_scores(results: Results, *, narrow: bool) -> list[str]:
         hashes = " ".join(f"{split.trial}:{split.sha256[:12]}" for split in splits)
         few = len(splits) <= MOST_TRIALS
         return [tested, f"splits {hashes if few else 'of all trials are in manifest.json'}"]
+    if extra:
+        tested += "; the tables on labels count the sample's own alone"
     return [
         f"{tested}. Macro-F1; std and the first interval (Student's t) are over trials, the second"
         " (bootstrap) over test texts."
     ]
+
+
+def _difference(model: ModelResults, published: Mapping[str, float]) -> str:
+    """Return how far the mean is from the published one, in points."""
+    mean, theirs = model.macro_f1.mean, published.get(model.model)
+    return "-" if mean is None or theirs is None else f"{100 * (mean - theirs):+.1f}"
 
 
 def _scores(model: ModelResults) -> list[float]:
@@ -132,12 +141,13 @@ def number(value: float | None, digits: int = 4) -> str:
 def results_csv(results: Results, *, escape_formulas: bool) -> str:
     """Write one row per finished trial."""
     file = io.StringIO(newline="")
-    writer = csv.DictWriter(file, _CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(file, _CSV_COLUMNS, lineterminator="\n")
     writer.writeheader()
     for model in results.models:
         for trial in model.trials:
             name = escape_formula(trial.model) if escape_formulas else trial.model
-            writer.writerow(replace(trial, model=name).to_json())
+            row = {key: getattr(trial, key) for key in _CSV_COLUMNS}
+            writer.writerow({**row, "model": name})
     return file.getvalue()
 
 

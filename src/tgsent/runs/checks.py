@@ -102,14 +102,18 @@ def _config(folder: Path) -> dict[str, Any] | None:
         raise RunFolderError(f"{folder}: is a file, not a run folder") from None
     except OSError as error:
         raise RunFolderError(f"{folder}: cannot be read: {error.strerror}") from None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, LookupError):  # as PyYAML raises for a wrong value
         config = None
-    if not isinstance(config, dict) or not isinstance(config.get("models"), list):
+    models = config.get("models") if isinstance(config, dict) else None
+    if not isinstance(models, list) or not all(
+        isinstance(m, str) or (isinstance(m, dict) and "model" in m) for m in models
+    ):
         raise RunFolderError(
             f"{folder / 'config.yaml'}: is not the config of a run;"
             " --fresh moves the folder aside, --output DIR takes another"
         )
-    return config
+    found: dict[str, Any] = config
+    return found
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -106,8 +106,14 @@ class RunFolder:
         """Return how the settings of the results in the folder were chosen, by its manifest."""
         if not any(self.path.glob("*/trial-*/metrics.json")):
             return ()
-        found = read_object(self.path / "manifest.json").get("sweep")
-        return tuple(record(SweepReport, one) for one in found or ())
+        file = self.path / "manifest.json"
+        found = read_object(file).get("sweep", [])
+        try:
+            return record(tuple[SweepReport, ...], found)
+        except ValueError:
+            raise RunFolderError(
+                f"{file}: its sweep is damaged; --fresh moves the results aside"
+            ) from None
 
     def write(self, name: str, content: str) -> None:
         """Write a text file of the run folder."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -215,9 +216,9 @@ def _trial(
     try:
         answers = folder.predictions(metrics)
         log = folder.log(name, metrics.trial) if with_log else []
-    except (OSError, ValueError, IndexError) as error:
+    except (OSError, ValueError, IndexError, csv.Error) as error:
         raise _UnusableError(f"its files are not whole: {error}") from None
-    if len(answers) != metrics.compared.n_test:
+    if metrics.n_test < 1 or len(answers) != metrics.compared.n_test:
         raise _UnusableError("predictions.csv does not hold an answer to each text")
     right = sum(p.label == p.predicted for p in answers[: metrics.n_test])
     if abs(right / metrics.n_test - metrics.accuracy) > 1e-6:

@@ -104,16 +104,16 @@ class Checkpoints:
                 path.unlink()
                 continue
             _load(state, about["position"], tensors)
-            if state.accelerator.scaler and about.get("scaler"):  # of fp16's gradients
-                state.accelerator.scaler.load_state_dict(about["scaler"])
+            # of fp16's gradients; earlier versions kept it beside the random numbers
+            scaler = about.get("scaler") or about.get("random", {}).get("scaler")
+            if state.accelerator.scaler and scaler:
+                state.accelerator.scaler.load_state_dict(scaler)
             torch.set_rng_state(tensors["random.cpu"])
             device = state.accelerator.device
             if device.type == "cuda" and "random.cuda" in tensors:
                 torch.cuda.set_rng_state(tensors["random.cuda"], device)
             elif device.type != "cpu":  # the run was moved here from another device
-                progress.line(
-                    f"random numbers on {device.type} go on from another place than before the stop"
-                )
+                progress.line(f"random numbers on {device.type} differ from those before the stop")
             self._written = path
             return
 

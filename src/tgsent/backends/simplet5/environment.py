@@ -18,7 +18,7 @@ from pathlib import Path
 
 import filelock
 
-from tgsent.errors import UnavailableError
+from tgsent.errors import StorageError, UnavailableError
 from tgsent.files import cache_folder, write_atomic
 
 COMMAND = "tgsent setup-simplet5"
@@ -103,6 +103,8 @@ def set_up(report: Report, *, fresh: bool = False) -> None:
                 report(f"the package simplet5 is set up in {place}")
                 return
             _make(place, report)
+    except StorageError as error:
+        raise UnavailableError(str(error)) from error
     except OSError as error:
         raise UnavailableError(f"{place}: cannot be written: {error.strerror}") from error
 

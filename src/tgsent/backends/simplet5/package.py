@@ -247,13 +247,13 @@ def _running(python: Path, folder: Path) -> Iterator[subprocess.Popen[str]]:
 
     It ends by itself when its standard input closes, also where this process is killed.
     """
-    hub = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
+    variables = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
     with (folder / "stderr.txt").open("wb") as stderr:
         process = subprocess.Popen(  # noqa: S603  our own script
             # isolated: our PYTHONPATH and the folder of the script hold other packages
             [str(python), "-I", str(_WORKER)],
             cwd=folder,
-            env={**os.environ, **hub},
+            env={**os.environ, **variables},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
