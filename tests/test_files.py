@@ -194,3 +194,9 @@ def test_json_holds_nothing_that_a_terminal_obeys() -> None:
     text = to_json({"text": "\x1b[2J\x9b31m\x7f"})
     assert text.isprintable() or not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f]", text)
     assert json.loads(text) == {"text": "\x1b[2J\x9b31m\x7f"}
+
+
+def test_nobody_else_reads_the_cache(tmp_path: Path) -> None:
+    with files.atomic_writer(tmp_path / "cache" / "sample") as file:
+        file.write(b"a text of the user")
+    assert stat.S_IMODE((tmp_path / "cache" / "sample").stat().st_mode) == 0o600
