@@ -388,7 +388,7 @@ def test_an_interrupted_run_goes_on_in_the_middle_of_a_trial(
     sent: signal.Signals, cli: Cli, tmp_path: Path
 ) -> None:
     write_texts(tmp_path)
-    command = ("run", "-m", "gpt2", "-n", "1", *ON_TEXTS, "--set", "training.epochs=400")
+    command = ("run", "-m", "gpt2", "-n", "1", *ON_TEXTS, "--set", "training.epochs=100")
     with subprocess.Popen(
         [sys.executable, "-m", "tgsent", *command],
         cwd=tmp_path,
@@ -400,7 +400,7 @@ def test_an_interrupted_run_goes_on_in_the_middle_of_a_trial(
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
     ) as process:
         assert process.stderr is not None
-        assert process.stderr.readline().startswith("gpt2 trial 1: epoch 1/400, mean loss")
+        assert process.stderr.readline().startswith("gpt2 trial 1: epoch 1/100, mean loss")
         process.send_signal(sent)
         started = time.monotonic()
         try:
@@ -410,13 +410,13 @@ def test_an_interrupted_run_goes_on_in_the_middle_of_a_trial(
     assert (process.returncode, stdout) == (130, "")
     assert time.monotonic() - started < 10
     *progress, last = stderr.splitlines()
-    told = "tgsent: interrupted: gpt2 trial 1 after step (\\d+) of 800; the same command goes on"
+    told = "tgsent: interrupted: gpt2 trial 1 after step (\\d+) of 200; the same command goes on"
     found = re.fullmatch(f"{told} from there", last)
     assert found, last
     assert all(line.startswith("gpt2 trial 1: epoch ") for line in progress)
     again = cli(*command)
     assert again.returncode == 0, again.stderr
-    assert again.stderr.splitlines()[0] == f"gpt2 trial 1: goes on after step {found[1]} of 800"
+    assert again.stderr.splitlines()[0] == f"gpt2 trial 1: goes on after step {found[1]} of 200"
     assert not list((tmp_path / "runs").rglob("checkpoint"))
 
 
@@ -424,7 +424,7 @@ def test_a_second_interrupt_leaves_at_once_and_keeps_what_is_finished(
     cli: Cli, tmp_path: Path
 ) -> None:
     write_texts(tmp_path)
-    slow = "models=[gpt2, {model: t5, training: {epochs: 400}}]"
+    slow = "models=[gpt2, {model: t5, training: {epochs: 100}}]"
     command = ("run", "-n", "1", *ON_TEXTS, "--set", slow, "--set", "training.epochs=1")
     with subprocess.Popen(
         [sys.executable, "-m", "tgsent", *command],
