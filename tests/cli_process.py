@@ -11,17 +11,6 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-# what commands import once they know what is to be done
-_IMPORTS = [
-    "tgsent.cli", "tgsent.experiment.execute", "tgsent.experiment.local_engine",
-    "tgsent.backends.native", "tgsent.backends.baselines", "tgsent.experiment.plan",
-    "tgsent.experiment.predict", "tgsent.experiment.sweep", "tgsent.report.model_card",
-    "tgsent.report.pages", "tgsent.report.results", "tgsent.data.dataset",
-    "transformers.models.gpt2.modeling_gpt2", "transformers.models.gpt_neo.modeling_gpt_neo",
-    "transformers.models.t5.modeling_t5", "transformers.models.auto.modeling_auto",
-    "transformers.generation.utils", "pyarrow.parquet", "sklearn.linear_model",
-    "sklearn.feature_extraction.text", "sklearn.pipeline", "rich.table", "torch._dynamo",
-]  # fmt: skip
 # variables that are read while modules are imported: they need a new interpreter
 _READ_BY_IMPORTS = ("HF_", "OMP_", "PYTHON", "TORCH", "TRANSFORMERS_")
 
@@ -29,7 +18,7 @@ _READ_BY_IMPORTS = ("HF_", "OMP_", "PYTHON", "TORCH", "TRANSFORMERS_")
 def server() -> ForkServerContext:
     """Return what makes the processes: forks of one that has the imports behind it."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_IMPORTS)
+    context.set_forkserver_preload(["cli_imports"])
     return context
 
 

@@ -236,8 +236,7 @@ SMALL = (
 
 def test_a_run_and_its_predictions(file: Path, cli: Cli, tmp_path: Path) -> None:
     name = str(file.relative_to(tmp_path))
-    fresh = {"PYTHONUNBUFFERED": "1"}  # a new interpreter, in which no library is imported yet
-    done = cli("run", "-m", name, *SMALL, "--set", "output.save_model=first", env=fresh)
+    done = cli("run", "-m", name, *SMALL, "--set", "output.save_model=first")
     assert done.returncode == 0, done.stderr
     assert "tiny.gguf" in done.stdout
     assert "it/s" not in done.stderr
