@@ -134,6 +134,7 @@ def test_a_node_that_dies_costs_no_trial(place: Path, cluster: Cluster) -> None:
     assert [one["trial"].partition(":")[0] for one in found["manifest"]["retried"]] == ["gpt2"]
 
 
+@pytest.mark.slow
 def test_a_driver_that_dies_is_started_again_and_does_the_rest(
     place: Path, cluster: Cluster
 ) -> None:
@@ -152,6 +153,7 @@ def test_a_driver_that_dies_is_started_again_and_does_the_rest(
     assert len(results(first)["models"][0]["trials"]) == 3
 
 
+@pytest.mark.slow
 def test_a_machine_without_the_package_or_the_model_fails_the_trial(
     place: Path, cluster: Cluster
 ) -> None:

@@ -107,7 +107,10 @@ def test_two_processes_do_what_one_does(place: Path) -> None:
     "launcher",
     [
         ("torch.distributed.run", "--nproc-per-node", "2"),
-        ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
+        pytest.param(
+            ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_launchers_start_them(place: Path, launcher: tuple[str, ...]) -> None:
@@ -133,7 +136,7 @@ def wait_for_a_checkpoint(place: Path) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_process_that_dies_ends_the_run_and_any_number_goes_on(place: Path, rank: int) -> None:
     processes = together(place, *LONG)
     wait_for_a_checkpoint(place)
