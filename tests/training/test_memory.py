@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from conftest import cli_environment
+from tgsent.backends import native
 from tgsent.config import TrainingConfig
 from tgsent.errors import ConfigError, TrialError
 from tgsent.experiment import trial
 from tgsent.files import show_size
 from tgsent.modeling import loading
 from tgsent.modeling.batches import token_losses
+from tgsent.records import Split
 from tgsent.training import adapters, loop, memory
 from tiny_models import FAMILIES, Silent, encode, examples, tiny_model, tiny_spec
 
@@ -253,9 +255,9 @@ def test_a_trial_names_the_part_in_which_memory_ran_out(
     def fail(*arguments: Any, **keywords: Any) -> None:
         torch.empty(2**60, dtype=torch.uint8)
 
-    module, name = (loop, "token_losses") if phase == "training" else (trial, "classify")
+    module, name = (loop, "token_losses") if phase == "training" else (native, "classify")
     monkeypatch.setattr(module, name, fail)
     texts = examples(20)
-    split = trial.Split(1, 1, tuple(texts[:12]), tuple(texts[12:]), sha256="5" * 64, overlap=0)
+    split = Split(1, 1, tuple(texts[:12]), tuple(texts[12:]), sha256="5" * 64, overlap=0)
     with pytest.raises(TrialError, match=f"out of memory in {phase}"):
         trial.run_trial(tiny_spec(), split, Silent())
