@@ -96,7 +96,7 @@ Only = Annotated[list[str] | None, Option(
 Engine = Annotated[str | None, Option(
     "--engine", metavar="local|ray",
     help="Run trials here, one by one, or many at once on a Ray cluster.")]
-DryRun = Annotated[bool, Option("--dry-run", help="Show what would be done, and do nothing.")]
+DryRun = Annotated[bool, Option("--dry-run", help="Show the plan without training.")]
 AsJson = Annotated[bool, Option("--json", help="Print one JSON document instead of the table.")]
 AsJsonLines = Annotated[bool, Option("--json", help="Print JSON lines instead of CSV.")]
 IsQuiet = Annotated[bool, Option("-q", "--quiet", help="No progress and no notes.")]
@@ -224,7 +224,7 @@ def predict(
     reported, and the rest is classified.
     """
     if bool(texts) == (file is not None):
-        raise ConfigError("give either texts or --file: what is to be classified?")
+        raise ConfigError("expected either texts or --file")
     from tgsent.runs import stored
 
     run = stored.read(run_dir)  # before standard input is waited for
@@ -403,7 +403,7 @@ def _run_app() -> int:
     except typer.TyperException as error:  # of the command line itself
         known = {command.name for command in app.registered_commands}
         command = "".join(f" {name}" for name in sys.argv[1:2] if name in known)
-        _complain(f"{error.format_message()} (tgsent{command} --help shows the way)")
+        _complain(f"{error.format_message()} (see tgsent{command} --help)")
         return int(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = StoppedError.exit_code
@@ -416,7 +416,7 @@ def _run_app() -> int:
         if not isinstance(error, TgsentError):
             _complain(
                 f"unexpected {type(error).__name__}: {error}\n"
-                "this is a fault of tgsent: TGSENT_DEBUG=1 in the environment shows where"
+                "this is a bug in tgsent: set TGSENT_DEBUG=1 for a traceback"
             )
             return TgsentError.exit_code
         if not _reported_by_another(error):

@@ -200,8 +200,8 @@ def test_a_broken_line_is_told_and_does_not_stop_the_rest(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ((), "give either texts or --file"),
-        (("a", "--file", "-"), "give either texts or --file"),
+        ((), "expected either texts or --file"),
+        (("a", "--file", "-"), "expected either texts or --file"),
         (("--file", "nowhere.txt"), "--file: nowhere.txt: No such file or directory"),
         (("--file", "t.csv"), 't.csv: has no column "text"; --column names one of body'),
         (("a", "--model", "t6"), 'has no model "t6", but gpt2'),

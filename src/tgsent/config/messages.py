@@ -1,4 +1,4 @@
-"""Say what is wrong with a config: pydantic's errors as places in the YAML and sentences."""
+"""Describe what is wrong with a config: pydantic's errors as places in the YAML and sentences."""
 
 from __future__ import annotations
 

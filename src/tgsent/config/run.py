@@ -389,7 +389,7 @@ def _item(listed: object) -> object:
 
 
 def _problems(error: ValidationError, varied: Collection[str], *, alone: bool = False) -> list[str]:
-    """Say what is wrong with a variant, naming the keys that are not those that vary."""
+    """Describe what is wrong with a variant, naming the keys that are not those that vary."""
     found = [
         (".".join(map(str, path)), message)
         for path, message in mistakes(error, ModelConfig, alone=alone)

@@ -33,7 +33,7 @@ _RANDOM = 3.0e-4  # a usual value for training from nothing, not a measured one
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that the training loop is told beside model, examples and seed."""
+    """The settings of a training, as plain numbers."""
 
     device: str
     """`cpu`, `cuda` or `mps`."""
