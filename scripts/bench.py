@@ -57,7 +57,7 @@ class Contestant:
     failed: bool = False
 
     def texts(self, examples: int) -> int:
-        """Give the number of texts it takes of so many."""
+        """Return the number of texts it takes of so many."""
         if self.slower == 1:
             return examples
         wanted = max(3 * self.multiple, examples // self.slower)
@@ -75,7 +75,7 @@ class Contestant:
 
 
 def contestants() -> list[Contestant]:
-    """Give all contestants in the order of the tables."""
+    """Return all contestants in the order of the tables."""
     causal, seq2seq = ("causal",), ("seq2seq",)
     trl = ("trl", "datasets")
     return [
@@ -98,7 +98,7 @@ def contestants() -> list[Contestant]:
 
 
 def find_problem(contestant: Contestant) -> str:
-    """Say which package is missing, or nothing."""
+    """Return which package is missing, or nothing."""
     for package in contestant.needs:
         if package == "simplet5":
             try:
@@ -158,7 +158,7 @@ def measure_all(
 
 
 def say(text: str) -> None:
-    """Tell how far it is, apart from the tables."""
+    """Print the progress, apart from the tables."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -238,7 +238,7 @@ def machine(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def versions(chosen: Sequence[Contestant]) -> dict[str, Any]:
-    """Give the versions of all that takes part."""
+    """Return the versions of all that takes part."""
     found: dict[str, Any] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -253,7 +253,7 @@ def versions(chosen: Sequence[Contestant]) -> dict[str, Any]:
 def headline(
     args: argparse.Namespace, facts: dict[str, Any], of: dict[str, Any], packages: dict[str, Any]
 ) -> str:
-    """Say what was measured, on what."""
+    """Return what was measured, on what."""
     peaks = ", ".join(f"{p} {peak / 1e9:,.0f}" for p, peak in facts["peak_flops"].items())
     gpu = f"{of['gpu']}; " if of["gpu"] else ""
     cores = f"{of['cores']} cores, {of['threads']} threads, {of['ram_bytes'] / 1e9:.0f} GB"
@@ -274,7 +274,7 @@ def headline(
 
 
 def choose(family: str, only: Sequence[str]) -> list[Contestant]:
-    """Give the contestants for this family whose name begins as one of `only` says."""
+    """Return the contestants for this family whose name begins as one of `only` says."""
     fitting = [c for c in contestants() if family in c.families]
     for name in only:
         if not any(begins(c, name) for c in fitting):
@@ -284,7 +284,7 @@ def choose(family: str, only: Sequence[str]) -> list[Contestant]:
 
 
 def begins(contestant: Contestant, name: str) -> bool:
-    """Tell whether the contestant is meant by a name or the beginning of one."""
+    """Check whether the contestant is meant by a name or the beginning of one."""
     return contestant.name.casefold().startswith(name.casefold())
 
 

@@ -99,7 +99,7 @@ class Clock:
         self.marks.append(time.perf_counter())
 
     def line(self, text: str) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
     def advance(self, examples: int, note: str = "") -> None:
         """Note the time as it is: asking the device would slow it down."""
@@ -219,7 +219,7 @@ class Bench:
         return loaded
 
     def encoded(self, loaded: LoadedModel) -> list[Encoded]:
-        """Give the texts of this measurement in tokens."""
+        """Return the texts of this measurement in tokens."""
         return loading.prompt_encoder(loaded, self.spec()).encode_examples(self.chosen)
 
     def prompt(self, loaded: LoadedModel, text: str) -> str:
@@ -281,7 +281,7 @@ def train_article(bench: Bench) -> Result:
 
 
 def settings(bench: Bench, **more: Any) -> dict[str, Any]:
-    """Give the arguments of Hugging Face's trainers: their fastest, and nothing beside training."""
+    """Return the arguments of Hugging Face's trainers: the fastest, with training alone."""
     return {
         "output_dir": str(bench.folder),
         "num_train_epochs": 2,
@@ -302,7 +302,7 @@ def settings(bench: Bench, **more: Any) -> dict[str, Any]:
 
 
 def group_as_for_many() -> None:
-    """Have Hugging Face's trainers sort 50 batches at a time, as they do with 6,400 texts or more.
+    """Make Hugging Face's trainers sort 50 batches at a time, as they do with 6,400 texts or more.
 
     With fewer they sort a quarter of them at a time, which would be held against them here.
     """
@@ -507,7 +507,7 @@ def answer_simplet5(bench: Bench) -> Result:
 
 
 def facts(bench: Bench) -> Result:
-    """Give what holds for all: family, device, work per tweet, and the device's peak."""
+    """Return what holds for all: family, device, work per tweet, and the device's peak."""
     loaded = loading.describe(bench.spec(), bench.all_texts)
     reads = [(len(e.prompt), len(e.target)) for e in bench.encoded(loaded)]
     prompt, target = (fmean(column) for column in zip(*reads, strict=True))

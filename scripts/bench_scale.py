@@ -128,7 +128,7 @@ class IdleCluster:
 
 
 def resident() -> int:
-    """Give the memory of this process, in bytes."""
+    """Return the memory of this process, in bytes."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * 4096
 

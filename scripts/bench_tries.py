@@ -51,7 +51,7 @@ TRIES = (
 
 
 def ancestry(name: str, family: str) -> list[Try]:
-    """Give a try and all that it builds on, those left out that its family has no use for."""
+    """Return a try and all that it builds on, those left out that its family has no use for."""
     by_name = {one.name: one for one in TRIES}
     found = []
     while name:

@@ -45,7 +45,7 @@ architecture = tiny.architecture  # before it is replaced by what follows
 
 
 def like_big(model: str, model_type: str, positions: int) -> Any:
-    """Give the tiny architecture with dropout and activation as big models have them."""
+    """Return the tiny architecture with dropout and activation as big models have them."""
     config = architecture(model, model_type, positions)
     for name in (
         "embd_pdrop", "resid_pdrop", "attn_pdrop",  # GPT-2

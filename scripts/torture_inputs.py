@@ -42,7 +42,7 @@ class Answer:
 
 
 def feed_configs(folder: Path, count: int, seed: int) -> Tally:
-    """Have the command line check configs; those that are right go on to a plan, unshown."""
+    """Make the command line check configs; those that are right go on to a plan, unshown."""
     from tgsent import cli, config
     from tgsent.config import DataConfig
     from tgsent.data.dataset import load_dataset
@@ -66,7 +66,7 @@ def feed_configs(folder: Path, count: int, seed: int) -> Tally:
 
 
 def feed_data_files(folder: Path, count: int, seed: int) -> Tally:
-    """Have the command line read, check, sample and split data files."""
+    """Make the command line read, check, sample and split data files."""
     from tgsent import cli
 
     with mock.patch.object(cli, "_print_plan", return_value=None):
@@ -138,7 +138,7 @@ def ask(arguments: list[str]) -> Answer:
 
 
 def problems(answer: Answer) -> list[str]:
-    """Say what is wrong with an answer to an input that may be wrong in any way."""
+    """Return what is wrong with an answer to an input that may be wrong in any way."""
     if answer.code == -1:
         return [f"hangs for {SECONDS_FOR_A_CASE} s"]
     if "Traceback" in answer.output:
@@ -160,6 +160,6 @@ def problems(answer: Answer) -> list[str]:
 
 
 def peak_memory() -> int:
-    """Give the highest resident memory of this process so far, in bytes."""
+    """Return the highest resident memory of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

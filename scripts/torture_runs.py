@@ -55,7 +55,7 @@ def import_everything() -> None:
 
 
 def options(models: Sequence[str] = FAMILIES, *, trials: int = 1, texts: int = 90) -> list[str]:
-    """Give the command line of a run that takes some seconds and writes all the time."""
+    """Return the command line of a run that takes some seconds and writes all the time."""
     chosen = [part for model in models for part in ("-m", model)]
     settings = (
         "data.path=sample", f"data.sample_size={texts}", "data.test_fraction=0.2",
@@ -114,7 +114,7 @@ class Place:
             file.write(line + "\n")
 
     def notes(self, kind: str) -> list[str]:
-        """Give what was noted of one kind, in order."""
+        """Return what was noted of one kind, in order."""
         lines = self.ledger.read_text("utf-8").splitlines() if self.ledger.exists() else []
         return [line.partition(" ")[2] for line in lines if line.startswith(kind)]
 
@@ -263,7 +263,7 @@ def kill_this_process() -> None:
 
 
 def resident_memory() -> int:
-    """Give the memory that this process holds now, in bytes."""
+    """Return the memory that this process holds now, in bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
@@ -306,7 +306,7 @@ def finish(place: Place, command: Sequence[str]) -> list[str]:
 
 
 def differences(place: Place, reference: Place) -> list[str]:
-    """Say where the results are not those of the undisturbed run, times aside."""
+    """Return where the results are not those of the undisturbed run, times aside."""
     ours, theirs = files_of(place.run_folder), files_of(reference.run_folder)
     found = [f"{name} is missing" for name in sorted(theirs.keys() - ours.keys())]
     found += [f"{name} is left over" for name in sorted(ours.keys() - theirs.keys())]
@@ -330,12 +330,12 @@ def run_twice(place: Place) -> list[str]:
 
 
 def files_of(folder: Path) -> dict[str, Path]:
-    """Give all files, hidden ones too, by their names."""
+    """Return all files, hidden ones too, by their names."""
     return {str(p.relative_to(folder)): p for p in folder.rglob("*") if p.is_file()}
 
 
 def comparable(path: Path) -> Any:
-    """Give the content of a file without what a clock or the system measured."""
+    """Return the content of a file without what a clock or the system measured."""
     content = path.read_bytes()
     if path.suffix == ".json":
         return without_measures(json.loads(content))
@@ -407,7 +407,7 @@ def kill_at_random(folder: Path, kills: int, seed: int) -> Tally:
 
 
 def fail_in_writes(folder: Path, cases: int | None, kinds: Sequence[str], seed: int) -> Tally:
-    """Have each write step fail once, or so many of them, evenly taken."""
+    """Make each write step fail once, or so many of them, evenly taken."""
     tally, command = Tally(), options(("gpt2",), texts=60)
     reference = Place(folder / "reference")
     undisturbed(reference, command)
@@ -436,7 +436,7 @@ def fail_in_writes(folder: Path, cases: int | None, kinds: Sequence[str], seed: 
 
 
 def refusal_problems(code: int | None, output: str) -> list[str]:
-    """Say what is wrong with the way a run ended that found the disk full."""
+    """Return what is wrong with the way a run ended that found the disk full."""
     problems = [] if code in (1, 2) else [f"exit code {code} on a full disk"]
     if "No space left" not in output or "runs/run" not in output or "left there" not in output:
         problems.append(f"a full disk is told so: {output[-300:]!r}")

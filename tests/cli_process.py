@@ -40,7 +40,7 @@ def run(
 
 
 def needs_an_interpreter(env: Mapping[str, str]) -> bool:
-    """Tell whether modules must be imported anew under these variables."""
+    """Check whether modules must be imported anew under these variables."""
     return any(key.startswith(_READ_BY_IMPORTS) and os.environ.get(key) != env[key] for key in env)
 
 

@@ -44,7 +44,7 @@ class Hub:
     """Method, path and Range header of each request."""
 
     def downloads(self, name: str) -> list[str]:
-        """Give the Range headers of the downloads of a file."""
+        """Return the Range headers of the downloads of a file."""
         return [
             ranges for method, path, ranges in self.requests if method == "GET" and name in path
         ]

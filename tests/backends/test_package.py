@@ -288,7 +288,7 @@ def test_an_interrupted_run_ends_the_worker_and_its_children(tmp_path: Path, see
 
 
 def is_running(pid: int) -> bool:
-    """Tell whether a process is there and no mere entry that nobody has asked for yet."""
+    """Check whether a process is there and no mere entry that nobody has asked for yet."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

@@ -184,7 +184,7 @@ def test_a_machine_without_the_package_or_the_model_fails_the_trial(
 
 
 def is_at_work(node: Any) -> bool:
-    """Tell whether a process of this node is running a trial; Ray names processes so."""
+    """Check whether a process of this node is running a trial; Ray names processes so."""
     (raylet,) = (info.process.pid for info in node.all_processes["raylet"])
     children = Path(f"/proc/{raylet}/task").glob("*/children")
     pids = [pid for path in children for pid in path.read_text().split()]

@@ -52,7 +52,7 @@ class Trial:
 
 
 def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a signal come during a step of the next training."""
+    """Send a signal during a step of the next training."""
     original, left = loop.take_step, [step]
 
     def counted(*args: Any) -> float:
