@@ -71,7 +71,7 @@ def test_smoke_run_learns_with_every_family_in_time(cli):
         trials, cost = model["trials"], planned["cost"]
         taken = mean(trial["train_seconds"] + trial["eval_seconds"] for trial in trials)
         told = cost["training_seconds"] + cost["evaluation_seconds"]
-        assert 1 / 1.5 < told / taken < 1.5, (planned["model"], told, taken)
+        assert 1 / 2 < told / taken < 2, (planned["model"], told, taken)
         peak = max(trial["peak_memory_bytes"] for trial in trials)
         assert 1 / 1.5 < cost["peak_memory_bytes"] / peak < 1.5
 

@@ -67,9 +67,9 @@ class ModelConfig(Section):
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
 
     model: Name
-    """Alias (`gpt2`, `t5`, `qwen3` and others; the README lists them), Hub id, folder that holds a
-    model, or `.gguf` file (`pip install 'tgsent[gguf]'`); the first two may have `@REVISION` behind
-    them. Two names are baselines, fitted on the same training texts: `majority` always answers the
+    """Alias (`gpt2`, `t5`, `qwen3` and others; docs/models.md lists them), Hub id, folder of a
+    model, or `.gguf` file (`pip install 'tgsent[gguf]'`); the first two may have `@REVISION` at the
+    end. Two names are baselines, fitted on the same training texts: `majority` always answers the
     most frequent label, `tfidf` is logistic regression on weighted words and characters."""
     as_: Annotated[str, Field(min_length=1, max_length=100)] | None = Field(
         default=None, alias="as"

@@ -33,7 +33,7 @@ def architecture(model: str, model_type: str, positions: int) -> PreTrainedConfi
 
     GPT-Neo and T5 do not scale their attention scores; many small heads are to keep those of an
     untrained model from saturating. Most sizes were chosen by the scores on the very test splits
-    that the README's commands give; later choices (no dropout, wider initial weights,
+    that docs/tweets.md has; later choices (no dropout, wider initial weights,
     T5's one encoder layer and its vocabulary, all for fewer and faster steps) on a fifth of the
     texts of a training split.
     """

@@ -1,4 +1,4 @@
-"""The training loop, the only one.
+"""The training loop of every model but those of the package SimpleT5.
 
 `train` goes through epochs and batches; `take_step` does one step: forward, backward, clip, step.
 Then come log and checkpoint. All settings are plain numbers here: `recipe.py` resolves them.
@@ -83,6 +83,7 @@ def train(
                     rate = recipe.learning_rate * factor(state.step)
                     loss = take_step(state, batch, collate, recipe, rate)
                     state.step += 1
+                    state.epoch_loss += loss
                     if not math.isfinite(loss):
                         raise _diverged(f"the loss is {loss}", title, state, recipe)
                     _log(state, recipe, epoch, loss, rate)
@@ -152,7 +153,6 @@ def _compute_gradients(
 
 
 def _log(state: TrainState, recipe: Recipe, epoch: int, loss: float, rate: float) -> None:
-    state.epoch_loss += loss
     every = max(1, recipe.total_steps // _LOG_ROWS)
     if state.step % every == 0 or state.step == recipe.total_steps:
         row = {"epoch": epoch, "loss": loss, "learning_rate": rate}
