@@ -7,7 +7,6 @@ from tgsent.config.sections import (
     EngineConfig,
     EvaluationConfig,
     LoraConfig,
-    OutputConfig,
     PromptConfig,
     Section,
     SimpleT5Config,
@@ -20,7 +19,7 @@ from tgsent.config.trial import TrialSpec
 
 __all__ = [
     "SHIPPED", "SIMPLET5_LEARNING_RATE", "DataConfig", "EngineConfig", "EvaluationConfig",
-    "LoraConfig", "ModelConfig", "OutputConfig", "PromptConfig", "RunConfig", "Section",
+    "LoraConfig", "ModelConfig", "PromptConfig", "RunConfig", "Section",
     "SimpleT5Config", "SweepConfig", "SweepRange", "TrainingConfig", "TrialSpec",
     "label_words_problem", "load", "resolve_calibration", "shipped",
 ]  # fmt: skip

@@ -136,5 +136,6 @@ def _extract(archive: IO[bytes], file: Path, url: str) -> None:
             shutil.copyfileobj(packed, unpacked, 1 << 20)
     except KeyError:
         raise _unavailable(f"cannot be read: the archive from {url} has no {FILE}") from None
+    # damaged headers, damaged data, an unknown compression, a truncated member
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError):
         raise _unavailable(f"cannot be read: what {url} sends is not a valid archive") from None

@@ -35,8 +35,6 @@ _RANDOM = 3.0e-4  # a usual value for training from nothing, not a measured one
 class Recipe:
     """The settings of a training, as plain numbers."""
 
-    device: str
-    """`cpu`, `cuda` or `mps`."""
     precision: Precision
     epochs: int
     batch_size: int
@@ -72,12 +70,10 @@ def resolve(training: TrainingConfig, family: Family, parameters: int, examples:
     Adapters are not counted in `parameters`. Raises UnavailableError for a device or precision
     that this machine does not have.
     """
-    device = resolve_device(training.device)
     steps_per_epoch = math.ceil(examples / training.batch_size)
     max_grad_norm = 1.0 if training.max_grad_norm == "auto" else training.max_grad_norm
     return Recipe(
-        device=device,
-        precision=resolve_precision(training, device),
+        precision=resolve_precision(training, resolve_device(training.device)),
         epochs=training.epochs,
         batch_size=training.batch_size,
         parts=training.gradient_accumulation,
