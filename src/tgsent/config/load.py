@@ -120,8 +120,8 @@ def _with(
 ) -> object:
     """Return values with one key changed, and the mappings above it made where there are none.
 
-    What a YAML alias stands for elsewhere stays as it is; the check of the whole names unknown
-    keys. Raises LookupError where `path` goes through a value that holds no keys.
+    Other uses of the same YAML alias do not change. Unknown keys are reported by the validation.
+    Raises LookupError where `path` goes through a value that holds no keys.
     """
     if not path:
         return value

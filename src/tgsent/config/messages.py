@@ -64,7 +64,7 @@ def _joined(value: object, handler: ValidatorFunctionWrapHandler) -> object:
         return handler(value)
     except ValidationError as error:
         found = list(_counted(error))
-        # a location begins with the branch; what is further down is worth more than the others
+        # a location begins with the branch; an error inside the value says more than one about it
         items = [one for one in found if len(one["loc"]) > 1]
         if items:
             raise faults(

@@ -131,7 +131,7 @@ class ModelConfig(Section):
 
 
 class SweepRange(Section):
-    """Numbers to draw from, whole ones where both ends are, of which a grid takes all."""
+    """Numbers to draw from. If both ends are integers, so are the numbers, and a grid takes all."""
 
     low: Annotated[float | int, ONE_OF]
     """Smallest."""
@@ -178,11 +178,11 @@ class SweepConfig(Section):
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the texts that every trial trains on which is held out to compare the variants."""
     halving: Annotated[int, Field(ge=2)] | None = None
-    """Successive halving: all variants are trained on part of the texts, the best one in so many of
-    them goes on to so many times as many texts, until few enough are left to train on all. `null`:
-    every variant is trained on all."""
+    """Successive halving. All variants are trained on part of the texts. Of `n`, the best
+    `n / halving` are trained on `halving` times as many texts, and so on until all texts are used.
+    `null`: every variant is trained on all texts."""
     seed: Seed = 1
-    """Seed of the validation split, and of what is drawn."""
+    """Seed of the validation split and of the random draws."""
 
     @model_validator(mode="after")
     def _method_has_what_it_needs(self) -> Self:

@@ -1,4 +1,4 @@
-"""What the package SimpleT5 does, and cannot be told to do otherwise."""
+"""Settings that the package SimpleT5 fixes, and the check that a config respects them."""
 
 from __future__ import annotations
 

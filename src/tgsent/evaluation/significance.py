@@ -167,9 +167,9 @@ class _Table:
     """
 
     texts: sparse.csr_matrix
-    """How often a text of each pattern stands in each trial, under its label: (P, T * L)."""
+    """Number of texts of each pattern in each trial, by label: (P, T * L)."""
     answers: sparse.csr_matrix
-    """How often each model gave each label there: (P, T * M * L * L), labels and then answers."""
+    """Number of answers of each model to them: (P, T * M * L * L), by label and then by answer."""
     support: NDArray[np.float64]
     """Texts of each label in each trial, (T, L)."""
     models: int

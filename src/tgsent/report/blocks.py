@@ -27,7 +27,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot, for HTML only; the legend has the number of a colour and what it stands for."""
+    """A plot, for HTML only; the legend has the number and the name of each colour."""
 
     kind: ClassVar = "figure"
     svg: Markup
@@ -53,7 +53,7 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Verbatim:
-    """A text shown as it is, as is the completion that a model is trained to write after it."""
+    """A text shown unchanged, with the completion that a model is trained to write, if any."""
 
     kind: ClassVar = "verbatim"
     text: str

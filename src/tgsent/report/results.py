@@ -119,8 +119,8 @@ def collect(
 ) -> Results:
     """Compute the results; failed trials are in no mean.
 
-    `predictions` are those of every finished trial; without any, as while a run goes on, there are
-    neither intervals over test texts nor comparisons.
+    `predictions` are those of every finished trial. If there are none, because the run is not
+    finished, there are neither intervals over test texts nor comparisons.
     """
     labels = manifest.data.labels
     answers: dict[int, dict[str, Answers]] = {}
@@ -130,7 +130,7 @@ def collect(
         _of_model(model, own, failed.get(model, {}), answers, labels)
         for model, own in trials.items()
     )
-    # with extra test texts, what is compared is the score on all
+    # with extra test texts, the scores on all of them are compared
     scores = {
         model: {number: metrics.compared.macro_f1 for number, metrics in own.items()}
         for model, own in trials.items()

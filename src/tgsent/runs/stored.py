@@ -62,8 +62,8 @@ class StoredRun:
 def read(path: Path) -> StoredRun:
     """Read all finished trials of a run folder; raise RunFolderError where it is none.
 
-    The models of its config come first, in their order. Files are whole at any time, so that a run
-    may be going on meanwhile.
+    The models of its config come first, in their order. Files are always complete, so the run
+    may still be running.
     """
     manifest, config = _manifest(path), _config(path)
     first = config.model_copy(update={"trials": 1})

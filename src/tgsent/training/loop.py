@@ -179,7 +179,7 @@ def _stop_if_requested(
 
 
 def _is_finite(model: torch.nn.Module) -> bool:
-    """Check the weights: no loss shows any more what the last step has made of them."""
+    """Check the weights, as no loss is computed after the last step."""
     return all(bool(p.isfinite().all()) for p in model.parameters() if p.requires_grad)
 
 

@@ -218,7 +218,9 @@ class _Worker:
         if told["event"] == "unavailable":
             raise UnavailableError(f"training.device: {told['reason']}")
         if told["event"] != event:
-            raise TrialError(f"{self.title}: the package told of {told['event']}, not of {event}")
+            raise TrialError(
+                f"{self.title}: the package reported {told['event']} instead of {event}"
+            )
         return told
 
     def results(self) -> dict[str, Any]:
