@@ -143,10 +143,10 @@ def test_report_and_predict_do_what_is_shown(cli, tmp_path):
     write_inputs(tmp_path)
     commands = shown(r"^((?:cat [^\n]*)?tgsent (?:report|predict) [^\n]*?)(?: +#[^\n]*)?$")
     assert len(commands) >= 5
-    (training,) = shown(r"^tgsent (run [^\n]*save_model=first)$")
+    (training,) = {tuple(shlex.split(run)) for run in shown(r"^tgsent (run [^\n]*=first)$")}
     tiny = ["--set", "training.init=tiny", "--set", "training.epochs=1", "-n", "1"]
-    for name in ("default", "other"):
-        done = cli(*shlex.split(training), *tiny, "--set", f"name={name}")
+    for name in ("kept", "default", "other"):
+        done = cli(*training, *tiny, "--set", f"name={name}")
         assert done.returncode == 0, done.stderr
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     for command in commands:

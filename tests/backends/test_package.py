@@ -212,7 +212,7 @@ def test_settings_of_the_older_transformers_stay_as_they_are(t5_folder: Path) ->
         ("tell('loaded'); os.kill(os.getpid(), 9)", TrialError, r"failed \(exit code -9\)"),
         ("print('hello')", TrialError, r"failed \(exit code 0\)"),
         ("tell('loaded'); tell('step', loss=float('nan'))", TrialError, "loss is nan at step 1"),
-        ("tell('answer')", TrialError, "told of answer, not of loaded"),
+        ("tell('answer')", TrialError, "reported answer instead of loaded"),
         ("tell('unavailable', reason='no cuda')", UnavailableError, "training.device: no cuda"),
     ],
 )  # fmt: skip
