@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from conftest import ROOT, Cli
@@ -73,7 +74,16 @@ def serve_archive(content: bytes) -> Iterator[tuple[str, list[str]]]:
         server.server_close()
 
 
-def test_the_first_command_downloads_and_runs(cli: Cli, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("more", "sizes"),
+    [
+        (("--set", "data.sample_size=1000"), (950, 50)),
+        pytest.param((), (9500, 500), marks=pytest.mark.slow),
+    ],
+)
+def test_the_first_command_downloads_and_runs(
+    more: tuple[str, ...], sizes: tuple[int, int], cli: Cli, tmp_path: Path
+) -> None:
     content = archive()
     repository = Repository(smallest_gpt2(tmp_path / "made"))
     with serve({GPT2: repository}) as hub, serve_archive(content) as (url, asked):
@@ -82,7 +92,7 @@ def test_the_first_command_downloads_and_runs(cli: Cli, tmp_path: Path) -> None:
             "TGSENT_SENTIMENT140_URL": url,
             "TGSENT_SENTIMENT140_MD5": hashlib.md5(content).hexdigest(),
         }
-        done = cli(*COMMAND, env=environment)
+        done = cli(*COMMAND, *more, env=environment)
     assert done.returncode == 0, done.stderr
     assert asked == ["/trainingandtestdata.zip"]
     for part in (f"Sentiment140: fetching {url}", f"downloading {GPT2} from {hub.endpoint}"):
@@ -91,11 +101,11 @@ def test_the_first_command_downloads_and_runs(cli: Cli, tmp_path: Path) -> None:
     results = json.loads((tmp_path / "runs/default/results.json").read_bytes())
     (row,) = results["models"]
     assert [(t["n_train"], t["n_test"], t["commit"]) for t in row["trials"]] == [
-        (9500, 500, COMMIT)
+        (*sizes, COMMIT)
     ] * 3
     assert results["article"]["mean_macro_f1"] == {"gpt2": 0.817}
 
-    again = cli(*COMMAND, "--json", env=environment)  # both servers are gone
+    again = cli(*COMMAND, *more, "--json", env=environment)  # both servers are gone
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["models"] == results["models"]
 

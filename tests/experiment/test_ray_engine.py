@@ -120,6 +120,7 @@ def test_a_cluster_does_what_one_process_does(place: Path, cluster: Cluster) -> 
 LONG = ("--set", "training.epochs=40", "--set", "models=[gpt2]", "-n", "3")
 
 
+@pytest.mark.slow
 def test_a_node_that_dies_costs_no_trial(place: Path, cluster: Cluster) -> None:
     node = cluster.add_node(num_cpus=1, **SMALL)
     process = start(place, cluster, *LONG)

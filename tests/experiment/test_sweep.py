@@ -399,6 +399,7 @@ sweep:
 """
 
 
+@pytest.mark.slow
 def test_stopping_early_does_not_change_the_winner_on_the_sample(tmp_path: Path, cli: Cli) -> None:
     found = {}
     for name, more in (("whole", ""), ("halved", "  halving: 2\n")):
