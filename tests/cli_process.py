@@ -8,8 +8,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+
+import pytest
 
 # variables that are read while modules are imported: they need a new interpreter
 _READ_BY_IMPORTS = ("HF_", "OMP_", "PYTHON", "TORCH", "TRANSFORMERS_")
@@ -19,6 +22,10 @@ def server() -> ForkServerContext:
     """Return what makes the processes: forks of one that has the imports behind it."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["cli_imports"])
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+        forkserver.ensure_running()
     return context
 
 
@@ -45,6 +52,7 @@ def needs_an_interpreter(env: Mapping[str, str]) -> bool:
 
 
 def _main(arguments: list[str], cwd: Path, env: dict[str, str], out: Path, err: Path) -> None:
+    assert "cli_imports" in sys.modules  # a forkserver is silent about imports that fail
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
