@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import subprocess
@@ -13,9 +14,10 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants, hf_api
 
 # variables that are read while modules are imported: they need a new interpreter
-_READ_BY_IMPORTS = ("HF_", "OMP_", "PYTHON", "TORCH", "TRANSFORMERS_")
+_READ_BY_IMPORTS = ("OMP_", "PYTHON", "TORCH", "TRANSFORMERS_")
 
 
 def server() -> ForkServerContext:
@@ -55,6 +57,8 @@ def _main(arguments: list[str], cwd: Path, env: dict[str, str], out: Path, err: 
     assert "cli_imports" in sys.modules  # a forkserver is silent about imports that fail
     os.environ.clear()
     os.environ.update(env)
+    importlib.reload(constants)  # its HF_ variables
+    hf_api.api.endpoint = constants.ENDPOINT
     os.chdir(cwd)
     for descriptor, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
