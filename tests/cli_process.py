@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
@@ -31,21 +33,47 @@ def server() -> ForkServerContext:
     return context
 
 
-def run(
-    arguments: Sequence[str], cwd: Path, env: Mapping[str, str], timeout: float
-) -> subprocess.CompletedProcess[str]:
-    """Run `tgsent ARGUMENTS`; raise TimeoutExpired where it takes longer than `timeout` seconds."""
-    with tempfile.TemporaryDirectory() as folder:
-        out, err = Path(folder, "stdout"), Path(folder, "stderr")
-        process = server().Process(target=_main, args=(list(arguments), cwd, dict(env), out, err))
-        process.start()
-        process.join(timeout)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-            raise subprocess.TimeoutExpired(arguments, timeout)
-        written = [path.read_text("utf-8") if path.exists() else "" for path in (out, err)]
-        return subprocess.CompletedProcess(arguments, process.exitcode, *written)
+class Running:
+    """A process of the command line, with what it has written so far."""
+
+    def __init__(self, arguments: Sequence[str], cwd: Path, env: Mapping[str, str]) -> None:
+        self.arguments = arguments
+        self._folder = tempfile.TemporaryDirectory()
+        self._written = [Path(self._folder.name, name) for name in ("stdout", "stderr")]
+        self._process = server().Process(
+            target=_main, args=(list(arguments), cwd, dict(env), *self._written)
+        )
+        self._process.start()
+        self.pid = self._process.pid or 0
+
+    @property
+    def stderr(self) -> str:
+        """What was written to stderr."""
+        return self._written[1].read_text("utf-8") if self._written[1].exists() else ""
+
+    def wait_for(self, text: str, timeout: float = 300) -> None:
+        """Wait until stderr holds a text; raise TimeoutExpired if it comes too late or never."""
+        deadline = time.monotonic() + timeout
+        while text not in self.stderr:
+            if not self._process.is_alive() or time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(self.arguments, timeout, stderr=self.stderr)
+            time.sleep(0.01)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        os.kill(self.pid, number)
+
+    def ended(self, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+        """Wait for the end; kill the process and raise TimeoutExpired if it takes longer."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            self._process.kill()
+            self._process.join()
+            raise subprocess.TimeoutExpired(self.arguments, timeout, stderr=self.stderr)
+        out = self._written[0].read_text("utf-8") if self._written[0].exists() else ""
+        err = self.stderr
+        self._folder.cleanup()
+        return subprocess.CompletedProcess(self.arguments, self._process.exitcode, out, err)
 
 
 def needs_an_interpreter(env: Mapping[str, str]) -> bool:
@@ -60,6 +88,7 @@ def _main(arguments: list[str], cwd: Path, env: dict[str, str], out: Path, err: 
     importlib.reload(constants)  # its HF_ variables
     hf_api.api.endpoint = constants.ENDPOINT
     os.chdir(cwd)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs
     for descriptor, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
     sys.stdout = open(1, "w", encoding="utf-8")  # noqa: SIM115  until the process ends

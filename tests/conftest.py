@@ -129,7 +129,8 @@ def cli(tmp_path: Path) -> Cli:
         timeout: float = 600,
     ) -> subprocess.CompletedProcess[str]:
         if not cli_process.needs_an_interpreter(env or {}):
-            return cli_process.run(args, cwd or tmp_path, cli_environment(env), timeout)
+            started = cli_process.Running(args, cwd or tmp_path, cli_environment(env))
+            return started.ended(timeout)
         return subprocess.run(
             [sys.executable, "-m", "tgsent", *args],
             cwd=cwd or tmp_path,

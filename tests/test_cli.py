@@ -22,6 +22,7 @@ import pytest
 import torch
 
 import tgsent
+from cli_process import Running
 from conftest import Cli, cli_environment
 from tgsent.config import load
 
@@ -259,15 +260,7 @@ def first_run(
     """A finished run: its working folder, and what it printed."""
     folder = tmp_path_factory.mktemp("first")
     write_texts(folder)
-    done = subprocess.run(
-        [sys.executable, "-m", "tgsent", *RUN],
-        cwd=folder,
-        env=cli_environment(),
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-    )
-    return folder, done
+    return folder, Running(RUN, folder, cli_environment()).ended()
 
 
 @pytest.fixture
@@ -389,27 +382,14 @@ def test_an_interrupted_run_goes_on_in_the_middle_of_a_trial(
 ) -> None:
     write_texts(tmp_path)
     command = ("run", "-m", "gpt2", "-n", "1", *ON_TEXTS, "--set", "training.epochs=100")
-    with subprocess.Popen(
-        [sys.executable, "-m", "tgsent", *command],
-        cwd=tmp_path,
-        env=cli_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # whoever runs the tests in the background may have the signal ignored, which is inherited
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
-    ) as process:
-        assert process.stderr is not None
-        assert process.stderr.readline().startswith("gpt2 trial 1: epoch 1/100, mean loss")
-        process.send_signal(sent)
-        started = time.monotonic()
-        try:
-            stdout, stderr = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    assert (process.returncode, stdout) == (130, "")
+    process = Running(command, tmp_path, cli_environment())
+    process.wait_for("gpt2 trial 1: epoch 1/100, mean loss")
+    started = time.monotonic()
+    process.send(sent)
+    done = process.ended(60)
+    assert (done.returncode, done.stdout) == (130, "")
     assert time.monotonic() - started < 10
-    *progress, last = stderr.splitlines()
+    *progress, last = done.stderr.splitlines()
     told = "tgsent: interrupted: gpt2 trial 1 after step (\\d+) of 200; the same command goes on"
     found = re.fullmatch(f"{told} from there", last)
     assert found, last
@@ -426,22 +406,14 @@ def test_a_second_interrupt_leaves_at_once_and_keeps_what_is_finished(
     write_texts(tmp_path)
     slow = "models=[gpt2, {model: t5, training: {epochs: 100}}]"
     command = ("run", "-n", "1", *ON_TEXTS, "--set", slow, "--set", "training.epochs=1")
-    with subprocess.Popen(
-        [sys.executable, "-m", "tgsent", *command],
-        cwd=tmp_path, env=cli_environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
-    ) as process:  # fmt: skip
-        assert process.stderr is not None
-        for line in process.stderr:
-            if line.startswith("t5 trial 1: epoch 1/100"):
-                break
-        for _ in range(2):
-            process.send_signal(signal.SIGINT)
-            time.sleep(0.001)
-        _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert stderr.splitlines()[-1].startswith("tgsent: interrupted")
+    process = Running(command, tmp_path, cli_environment())
+    process.wait_for("t5 trial 1: epoch 1/100")
+    for _ in range(2):
+        process.send(signal.SIGINT)
+        time.sleep(0.001)
+    done = process.ended(60)
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-1].startswith("tgsent: interrupted")
     assert (tmp_path / "runs/default/gpt2/trial-1/metrics.json").exists()
     again = cli(*command)
     assert again.returncode == 0, again.stderr

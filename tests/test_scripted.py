@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from cli_process import Running
 from conftest import ROOT, Cli, cli_environment
 from run_folders import write_texts
 
@@ -63,6 +65,7 @@ def test_three_processes_at_once_do_what_one_does(place: Path, cli: Cli) -> None
     assert not [path for path in (place / "runs/default").rglob(".*") if path.is_file()]
 
 
+@pytest.mark.slow
 def test_a_failed_trial_fails_its_own_process_and_the_sweep(place: Path, cli: Cli) -> None:
     models = "models=[{model: gpt2, training: {learning_rate: 1.0e+30}}, majority]"
     wrong = ("-n", "1", *SETTINGS[6:], "--set", models)
@@ -77,7 +80,9 @@ def test_a_failed_trial_fails_its_own_process_and_the_sweep(place: Path, cli: Cl
     assert finished.stat().st_mtime_ns == written  # it does what is missing, and nothing else
 
 
-@pytest.mark.parametrize(("task", "trial"), [("0", "tfidf:1"), ("3", "majority:2")])
+@pytest.mark.parametrize(
+    ("task", "trial"), [pytest.param("0", "tfidf:1", marks=pytest.mark.slow), ("3", "majority:2")]
+)
 def test_a_task_of_a_slurm_array_runs_its_trial(task: str, trial: str, place: Path) -> None:
     done = script(
         "slurm_array.sh", cwd=place, SLURM_ARRAY_TASK_ID=task, MODELS="tfidf majority",
@@ -90,18 +95,15 @@ def test_a_task_of_a_slurm_array_runs_its_trial(task: str, trial: str, place: Pa
 
 def test_a_trial_that_is_being_run_is_not_run_twice(place: Path, cli: Cli) -> None:
     slow = ("run", *SETTINGS[:2], *SETTINGS[6:-2], "-n", "2", "--set", "training.epochs=400")
-    with subprocess.Popen(
-        [sys.executable, "-m", "tgsent", *slow, "--only", "gpt2:1"],
-        cwd=place, env=cli_environment(), stderr=subprocess.PIPE, text=True,
-    ) as process:  # fmt: skip
-        assert process.stderr is not None
-        assert process.stderr.readline().startswith("gpt2 trial 1: epoch 1/400")
-        for more in ((), ("--only", "gpt2:1")):
-            refused = cli(*slow, *more)
-            assert refused.returncode == 2
-            assert f"process {process.pid} on " in refused.stderr
-            assert "is running gpt2 trial 1; wait for it" in refused.stderr
-        process.kill()
+    process = Running((*slow, "--only", "gpt2:1"), place, cli_environment())
+    process.wait_for("gpt2 trial 1: epoch 1/400")
+    for more in ((), ("--only", "gpt2:1")):
+        refused = cli(*slow, *more)
+        assert refused.returncode == 2
+        assert f"process {process.pid} on " in refused.stderr
+        assert "is running gpt2 trial 1; wait for it" in refused.stderr
+    process.send(signal.SIGKILL)
+    process.ended()
     started = time.monotonic()
     quick = cli(*slow, "--only", "gpt2:2", "--dry-run")  # what a dead process held is free
     assert quick.returncode == 0

@@ -18,6 +18,7 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from cli_process import Running
 from conftest import Cli, cli_environment
 from tgsent.backends.simplet5 import environment, package
 from tgsent.config import PromptConfig, TrialSpec
@@ -262,26 +263,13 @@ def test_all_that_the_package_said_is_kept_where_it_failed(cli: Cli, tmp_path: P
 def test_an_interrupted_run_ends_the_worker_and_its_children(tmp_path: Path, seen: Path) -> None:
     write_texts(tmp_path)
     python = {environment.VARIABLE: stand_in(tmp_path, HANGS)}
-    with subprocess.Popen(
-        [sys.executable, "-m", "tgsent", *command_line("--set", "training.backend=simplet5")],
-        cwd=tmp_path,
-        env=cli_environment(python),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # whoever runs the tests in the background may have the signal ignored, which is inherited
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
-    ) as process:
-        try:
-            assert process.stderr is not None
-            assert "epoch 1/3" in process.stderr.readline()
-            while not seen.exists() or not seen.read_text().endswith("]"):
-                time.sleep(0.05)
-            process.send_signal(signal.SIGINT)
-            process.communicate(timeout=60)
-        finally:
-            process.kill()
-    assert process.returncode == 130
+    command = command_line("--set", "training.backend=simplet5")
+    process = Running(command, tmp_path, cli_environment(python))
+    process.wait_for("epoch 1/3")
+    while not seen.exists() or not seen.read_text().endswith("]"):
+        time.sleep(0.05)
+    process.send(signal.SIGINT)
+    assert process.ended(60).returncode == 130
     worker, child, folder = json.loads(seen.read_text())
     assert not [pid for pid in (worker, child) if is_running(pid)]
     assert not Path(folder).exists()
@@ -317,14 +305,7 @@ RealRun = tuple[Path, subprocess.CompletedProcess[str]]
 
 def real_run(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     write_texts(folder)
-    return subprocess.run(
-        [sys.executable, "-m", "tgsent", *REAL, *more],
-        cwd=folder,
-        env=cli_environment(),
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-    )
+    return Running((*REAL, *more), folder, cli_environment()).ended()
 
 
 @pytest.fixture(scope="session")

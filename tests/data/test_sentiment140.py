@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from cli_process import Running
 from conftest import Cli, cli_environment
 from tgsent import files as cache
 from tgsent.config import DataConfig
@@ -285,22 +286,14 @@ def test_the_command_fetches_and_quiet_says_nothing(cli: Cli, server: Server) ->
 def test_of_two_runs_at_once_one_fetches(server: Server, tmp_path: Path) -> None:
     server.delay = 1.0
     runs = [start(server, tmp_path) for _ in range(2)]
-    errors = [run.communicate(timeout=120)[1] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], errors
+    ended = [run.ended(120) for run in runs]
+    assert [run.returncode for run in ended] == [0, 0], [run.stderr for run in ended]
     assert server.requests == 1
     assert kept(tmp_path) == [FILE]
 
 
-def start(server: Server, folder: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "tgsent", *DRY_RUN],
-        env=cli_environment(environment(server, folder)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # a background job inherits that Ctrl-C is ignored
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
-    )
+def start(server: Server, folder: Path) -> Running:
+    return Running(DRY_RUN, folder, cli_environment(environment(server, folder)))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
@@ -310,12 +303,10 @@ def test_an_interrupted_run_disturbs_no_later_one(
     server.delay = 5.0
     run = start(server, tmp_path)
     while not server.requests:
-        assert run.poll() is None
         time.sleep(0.02)
     time.sleep(0.3)
-    run.send_signal(number)
-    run.communicate(timeout=60)
-    assert run.returncode == code
+    run.send(number)
+    assert run.ended(60).returncode == code
     if number == signal.SIGINT:
         assert kept(tmp_path) == []
     server.delay = 0.0

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from ray.cluster_utils import Cluster
 
 import tgsent
 import tiny_models
+from cli_process import Running
 from conftest import cli_environment
 from run_folders import write_texts
 from tgsent.config import EngineConfig
@@ -65,11 +65,10 @@ def cluster_environment() -> Iterator[None]:
     os.environ.update(before)
 
 
-def start(place: Path, cluster: Cluster, *more: str, engine: str = "ray") -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "tgsent", "run", *SETTINGS, "--engine", engine, *more],
-        cwd=place, env=cli_environment({**COVERAGE, "RAY_ADDRESS": cluster.address}),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+def start(place: Path, cluster: Cluster, *more: str, engine: str = "ray") -> Running:
+    return Running(
+        ("run", *SETTINGS, "--engine", engine, *more), place,
+        cli_environment({**COVERAGE, "RAY_ADDRESS": cluster.address}),
     )  # fmt: skip
 
 
@@ -106,8 +105,8 @@ def test_a_cluster_does_what_one_process_does(place: Path, cluster: Cluster) -> 
     there = start(place, cluster, *kept, "--set", "name=there")
     here = start(place, cluster, *kept, "--set", "name=here", engine="local")
     for process in (there, here):
-        _, told = process.communicate(timeout=900)
-        assert process.returncode == 0, told
+        done = process.ended(900)
+        assert done.returncode == 0, done.stderr
     ours, theirs = lasting(place / "runs/here"), lasting(place / "runs/there")
     assert ours == theirs
     assert "model.safetensors" in ours["t5/trial-1/model"]
@@ -127,9 +126,9 @@ def test_a_node_that_dies_costs_no_trial(place: Path, cluster: Cluster) -> None:
     wait_for(lambda: is_at_work(node), "no trial was given to the third node")
     time.sleep(2)  # into the training
     cluster.remove_node(node, allow_graceful=False)
-    _, told = process.communicate(timeout=900)
-    assert process.returncode == 0, told
-    assert "its process or machine died; it is run again (" in told
+    done = process.ended(900)
+    assert done.returncode == 0, done.stderr
+    assert "its process or machine died; it is run again (" in done.stderr
     found = results(place / "runs/default")
     assert [trial["trial"] for trial in found["models"][0]["trials"]] == [1, 2, 3]
     assert [one["trial"].partition(":")[0] for one in found["manifest"]["retried"]] == ["gpt2"]
@@ -142,14 +141,13 @@ def test_a_driver_that_dies_is_started_again_and_does_the_rest(
     process = start(place, cluster, *LONG)
     first = place / "runs/default"
     wait_for(lambda: list(first.glob("gpt2/*/metrics.json")), "no trial was finished")
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.send(signal.SIGKILL)
+    process.ended()
     done = {path: path.stat().st_mtime_ns for path in first.glob("gpt2/*/metrics.json")}
     assert len(done) < 3
-    again = start(place, cluster, *LONG)
-    _, told = again.communicate(timeout=900)
-    assert again.returncode == 0, told
-    assert f"already finished: {len(done)} of 3 trials" in told
+    again = start(place, cluster, *LONG).ended(900)
+    assert again.returncode == 0, again.stderr
+    assert f"already finished: {len(done)} of 3 trials" in again.stderr
     assert {path: path.stat().st_mtime_ns for path in done} == done
     assert len(results(first)["models"][0]["trials"]) == 3
 
@@ -174,12 +172,11 @@ def test_a_machine_without_the_package_or_the_model_fails_the_trial(
             "--set", f"engine.cpus_per_trial={cpus}",
             "--set", "models=[{model: ./model, training: {init: pretrained, max_tokens: 64}}]",
         )  # fmt: skip
-        process = start(place, cluster, *settings, "--set", "trials=1", "--fresh")
-        _, told = process.communicate(timeout=900)
-        assert process.returncode == 1, told
+        done = start(place, cluster, *settings, "--set", "trials=1", "--fresh").ended(900)
+        assert done.returncode == 1, done.stderr
         (failure,) = results(place / "runs/default")["models"][0]["failed"]
         assert reason in failure["reason"]
-        assert "Traceback" not in told
+        assert "Traceback" not in done.stderr
     for node in nodes:
         cluster.remove_node(node)
 
@@ -208,21 +205,22 @@ def test_without_ray_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_cluster_that_is_not_there_is_told(place: Path) -> None:
-    process = subprocess.run(
-        [sys.executable, "-m", "tgsent", "run", *SETTINGS, "--engine", "ray"],
-        cwd=place, env=cli_environment({"RAY_ADDRESS": "127.0.0.1:1"}),
-        capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+    process = Running(
+        ("run", *SETTINGS, "--engine", "ray"), place,
+        cli_environment({"RAY_ADDRESS": "127.0.0.1:1"}),
+    ).ended()  # fmt: skip
     assert process.returncode == 3
     assert "cannot reach the Ray cluster at RAY_ADDRESS=127.0.0.1:1" in process.stderr
     assert len(process.stderr.splitlines()) <= 3
 
 
 def test_a_trial_that_no_machine_has_room_for_is_refused(place: Path, cluster: Cluster) -> None:
-    process = start(place, cluster, "--set", "engine.gpus_per_trial=8")
-    _, told = process.communicate(timeout=300)
+    process = start(place, cluster, "--set", "engine.gpus_per_trial=8").ended(300)
     assert process.returncode == 3
-    assert "a trial takes 1 CPUs and 8 GPUs, and no machine of the cluster has as many" in told
+    assert (
+        "a trial takes 1 CPUs and 8 GPUs, and no machine of the cluster has as many"
+        in process.stderr
+    )
 
 
 def begun(engine: EngineConfig) -> Iterator[Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from cli_process import Running
 from conftest import Cli, cli_environment
 from run_folders import write_texts
 
@@ -23,7 +24,6 @@ SETTINGS = (
     "--set", "training.init=tiny", "--set", "training.epochs=2", "--set", "training.batch_size=19",
     "--set", "training.gradient_accumulation=2", "--set", "training.device=cpu",
 )  # fmt: skip
-COMMAND = ("-m", "tgsent", "run", *SETTINGS)
 LONG = ("--set", "models=[gpt2]", "--set", "training.epochs=30", "--set", "trials=1")
 
 
@@ -34,36 +34,28 @@ def place(tmp_path: Path) -> Path:
 
 
 def alone(place: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *COMMAND, *more], cwd=place, env=environment({}),
-        capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
+    return Running(("run", *SETTINGS, *more), place, cli_environment()).ended()
 
 
-def together(place: Path, *more: str, **env: str) -> list[subprocess.Popen[str]]:
+def together(place: Path, *more: str, **env: str) -> list[Running]:
     """Start two processes, as torchrun does."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", **env}
     return [
-        subprocess.Popen(
-            [sys.executable, *COMMAND, *more], cwd=place,
-            env=environment({**where, "RANK": rank, "LOCAL_RANK": rank, **env}),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        Running(
+            ("run", *SETTINGS, *more), place,
+            cli_environment({**where, "RANK": rank, "LOCAL_RANK": rank}),
         )
         for rank in ("0", "1")
     ]  # fmt: skip
 
 
-def environment(more: dict[str, str]) -> dict[str, str]:
-    return cli_environment({"OMP_NUM_THREADS": "1", **more})
-
-
-def ends(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+def ends(processes: list[Running]) -> list[tuple[int, str, str]]:
     """Exit code, output and errors of each."""
-    told = [process.communicate(timeout=900) for process in processes]
-    return [(p.returncode, *said) for p, said in zip(processes, told, strict=True)]
+    done = [process.ended() for process in processes]
+    return [(one.returncode, one.stdout, one.stderr) for one in done]
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -119,9 +111,10 @@ def test_launchers_start_them(place: Path, launcher: tuple[str, ...]) -> None:
         port = f"--{'master-port' if 'torch' in launcher[0] else 'main_process_port'}"
         where = (port, str(free.getsockname()[1]))
     done = subprocess.run(
-        [sys.executable, "-m", *launcher, *where, *COMMAND, "--set", "models=[t5, tfidf]",
-         "--set", "trials=2", "--set", "training.report_to=[tensorboard]", "--json"],
-        cwd=place, env=environment({}), capture_output=True, text=True, timeout=900,
+        [sys.executable, "-m", *launcher, *where, "-m", "tgsent", "run", *SETTINGS,
+         "--set", "models=[t5, tfidf]", "--set", "trials=2",
+         "--set", "training.report_to=[tensorboard]", "--json"],
+        cwd=place, env=cli_environment(), capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     neural, fitted = json.loads(done.stdout)["models"]
@@ -140,7 +133,7 @@ def wait_for_a_checkpoint(place: Path) -> None:
 def test_a_process_that_dies_ends_the_run_and_any_number_goes_on(place: Path, rank: int) -> None:
     processes = together(place, *LONG)
     wait_for_a_checkpoint(place)
-    processes[rank].send_signal(signal.SIGKILL)
+    processes[rank].send(signal.SIGKILL)
     code, _, told = ends(processes)[1 - rank]
     assert code == 1
     assert "another of the 2 processes has ended" in told
@@ -160,7 +153,7 @@ def test_a_process_that_dies_ends_the_run_and_any_number_goes_on(place: Path, ra
 def test_a_signal_to_one_stops_all_with_a_checkpoint(place: Path) -> None:
     processes = together(place, *LONG, "--set", "training.epochs=500")
     wait_for_a_checkpoint(place)
-    processes[1].send_signal(signal.SIGTERM)
+    processes[1].send(signal.SIGTERM)
     main, other = ends(processes)
     assert (main[0], other[0]) == (130, 130)
     assert "the same command goes on from there" in main[2]
