@@ -147,7 +147,7 @@ def test_heavy_libraries_stay_away(arguments: list[str] | None) -> None:
         (["run", "--set", "data.path=no.csv"], "no.csv: cannot read the data: No such file"),
         (
             ["run", *ON_TEXTS, "--set", "data.test_fraction=0.01"],
-            "cannot split 60 texts of 3 labels",
+            "60 texts of 3 labels cannot be split",
         ),
     ],
 )

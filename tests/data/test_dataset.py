@@ -11,7 +11,6 @@ import pytest
 from sklearn.model_selection import train_test_split
 
 from tgsent.config import DataConfig, RunConfig, load
-from tgsent.data import dataset as module
 from tgsent.data.dataset import Dataset, load_dataset
 from tgsent.data.splits import TrialSplits
 from tgsent.errors import DataError
@@ -187,7 +186,7 @@ def test_words_keep_the_order_of_the_config(read: Read) -> None:
             "t.csv",
             "a,x\nb,y\n",
             {"text_column": 0, "label_column": "label"},
-            "data.text_column and data.label_column: give two names (the file has a header) or two",
+            'no column "label"; there are: 0, 1; set data.text_column and data.label_column',
         ),
         ("t.csv", b"text,label\na,x\n\xe9,y\n", {}, "t.csv, line 3: not utf-8 text (byte 0xe9)"),
         ("t.csv", b"text,label\na,x\n\xff,y\n", {"encoding": "ascii"}, "line 3: not ascii text"),
@@ -195,10 +194,11 @@ def test_words_keep_the_order_of_the_config(read: Read) -> None:
         ("t.csv", "text,label\na,x\n,y\nc,x\n,y\n", {}, "t.csv: rows 2, 4 without a text"),
         ("t.csv", "text,label\na,x\nb,\n", {}, "t.csv: row 2 without a label"),
         ("t.csv", "text,label\na,x\nb\n", {}, "t.csv: row 2 without a label"),
-        ("t.csv", 'text,label\na,x\n" \t",y\n', {}, "row 2 with nothing but white space as text"),
+        ("t.csv", 'text,label\na,x\n" \t",y\n', {}, "t.csv: row 2 without a text"),
         ("t.csv", "text,label\na,x\nb,y,z\n", {}, "t.csv: cannot be read: Error tokenizing data."),
         ("t.csv", "text,label\na,x,1\nb,y,2\n", {}, "t.csv: row 1 has more fields than the header"),
         ("t.csv", 'text,label\na,x\n"b,y\n', {}, "t.csv: cannot be read: Error tokenizing data."),
+        ("t.csv", "text,label\n" + "," * 20_000, {}, "20001 columns; is the delimiter right?"),
         (
             "t.csv",
             "text,label\na,1\nb,0\nc,2\nd, 1\n",
@@ -230,13 +230,13 @@ def test_words_keep_the_order_of_the_config(read: Read) -> None:
             "t.csv",
             "text,label\na,x\nb,y\n",
             {"sample_size": 100},
-            "t.csv: data.sample_size is 100, but there are 2 texts; lower it, or take all",
+            "t.csv: data.sample_size is 100, but only 2 texts are left; lower it, or take all",
         ),
         (
             "t.csv",
             "text,label\na,x\nb,y\na,x\n",
             {"sample_size": 40},
-            "there are 2 texts (3 before repeated texts were dropped)",
+            "data.sample_size is 40, but only 2 texts are left; lower it, or take all",
         ),
         ("t.jsonl", "", {}, "t.jsonl: contains no texts"),
         ("t.jsonl", '{"text": "a", "label": 1}\n{"te', {}, "t.jsonl, line 2: is not JSON"),
@@ -394,7 +394,7 @@ def test_repeats_of_sampled_texts_are_no_extra_test_texts(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("data.sample_size=null",), "with data.sample_size: null all texts are in the sample"),
+        (("data.sample_size=null",), "but only 0 texts are not in the sample"),
         (
             ("data.sample_size=2900", "data.extra_test_size=300"),
             "but only 100 texts are not in the",
@@ -413,97 +413,6 @@ def test_a_blank_line_does_not_hide_rows_with_more_fields_than_the_header(tmp_pa
     path.write_text("\n".join(["text,label", "   ", *rows]), "utf-8")
     with pytest.raises(DataError, match="more fields than the header"):
         load_dataset(DataConfig(path=str(path), sample_size=None))
-
-
-# ------------------------------------------------------------------------------------- the cache
-
-
-@pytest.fixture
-def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Dataset]:
-    """Loads a file with the cache at work, and fails if it is read when it should not be."""
-    monkeypatch.setattr(module, "_LEAST_CACHED_FILE", 0)
-    path = tmp_path / "tweets.csv"
-    lines = [f'"{4 * (i % 2)}","{i}","","","","text {i % 90} \xe9"\n' for i in range(100)]
-    path.write_bytes("".join(lines).encode("iso-8859-1"))
-    read_table = module.read_table
-
-    def load(*, is_read: bool, **settings: Any) -> Dataset:
-        reads = []
-        monkeypatch.setattr(module, "read_table", lambda *a: reads.append(1) or read_table(*a))
-        config = DataConfig(**{"path": str(path), "sample_size": 50, **settings})
-        dataset = load_dataset(config)
-        assert bool(reads) == is_read
-        assert dataset == module._load(path.read_bytes(), str(path), config)
-        return dataset
-
-    return load
-
-
-def entries(folder: Path) -> list[Path]:
-    return list((folder / "cache" / "samples").iterdir())
-
-
-def test_a_sample_is_drawn_once(cached: Callable[..., Dataset], tmp_path: Path) -> None:
-    cached(is_read=True)
-    cached(is_read=False)
-    (tmp_path / "tweets.csv").touch()
-    cached(is_read=False)
-    cached(is_read=False, test_fraction=0.2)
-    assert len(entries(tmp_path)) == 1
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"sample_seed": 2},
-        {"sample_size": 40},
-        {"sample_size": None},
-        {"deduplicate": False},
-        {"encoding": "cp850"},
-        {"labels": {"4": "good", "0": "bad"}},
-        {"text_column": 1, "label_column": 0, "encoding": "latin-1"},
-    ],
-)
-def test_settings_that_change_the_sample_have_their_own(
-    settings: dict[str, Any], cached: Callable[..., Dataset]
-) -> None:
-    first = cached(is_read=True)
-    assert cached(is_read=True, **settings) != first
-    cached(is_read=False, **settings)
-    assert cached(is_read=False) == first
-
-
-def test_a_changed_file_of_the_same_size_is_read_again(
-    cached: Callable[..., Dataset], tmp_path: Path
-) -> None:
-    cached(is_read=True)
-    path = tmp_path / "tweets.csv"
-    before = path.stat()
-    path.write_bytes(path.read_bytes().replace(b"text 7", b"next 7"))
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    cached(is_read=True)
-    cached(is_read=False)
-
-
-@pytest.mark.parametrize("content", [b"", b"\n", b"{}", b"\xff" * 99, None])
-def test_a_damaged_cache_is_written_again(
-    content: bytes | None, cached: Callable[..., Dataset], tmp_path: Path
-) -> None:
-    cached(is_read=True)
-    (entry,) = entries(tmp_path)
-    damaged = bytearray(entry.read_bytes())
-    damaged[len(damaged) // 2] ^= 1
-    entry.write_bytes(damaged if content is None else content)
-    cached(is_read=True)
-    cached(is_read=False)
-
-
-def test_a_cache_that_cannot_be_written_is_done_without(
-    cached: Callable[..., Dataset], tmp_path: Path
-) -> None:
-    (tmp_path / "cache").write_text("a file")
-    cached(is_read=True)
-    cached(is_read=True)
 
 
 def test_a_pipe_is_read_once(tmp_path: Path) -> None:

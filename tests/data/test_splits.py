@@ -19,7 +19,6 @@ def made(texts: Sequence[str], labels: Sequence[str], words: Sequence[str]) -> D
     return Dataset(
         texts=tuple(texts),
         text_labels=tuple(labels),
-        row_numbers=tuple(range(1, len(labels) + 1)),
         labels=tuple(words),
         sha256="",
         source="made up",
@@ -42,18 +41,10 @@ def split_of(counts: dict[str, int], test_fraction: float, *, seed: int = 1) -> 
 @pytest.mark.parametrize(
     ("counts", "fraction", "message"),
     [
-        ({"x": 50, "y": 1}, 0.5, 'the label "y" has 1 (row 51) of the 51 sampled texts, and'),
-        ({"x": 50, "y": 0}, 0.5, 'the label "y" has none of the 50 sampled texts'),
-        (
-            {"x": 97, "y": 3},
-            0.05,
-            'the label "y" has 3 (rows 98, 99, 100), but none in the test part of trial 1',
-        ),
-        (
-            {"x": 2, "y": 2},
-            0.05,
-            "data.test_fraction 0.05 cannot split 4 texts of 2 labels: The test_size = 1 should",
-        ),
+        ({"x": 50, "y": 1}, 0.5, "51 texts of 2 labels cannot be split: The least populated"),
+        ({"x": 50, "y": 0}, 0.5, 'no training text has the label "y"; add texts of that label'),
+        ({"x": 97, "y": 3}, 0.05, 'no test text has the label "y"; add texts of that label'),
+        ({"x": 2, "y": 2}, 0.05, "4 texts of 2 labels cannot be split: The test_size = 1 should"),
     ],
 )
 def test_every_label_must_be_in_both_parts(
@@ -61,7 +52,8 @@ def test_every_label_must_be_in_both_parts(
 ) -> None:
     with pytest.raises(DataError) as caught:
         split_of(counts, fraction)
-    assert str(caught.value).startswith(f"made up: {message}")
+    where = f"made up, trial 1, data.test_fraction {fraction}"
+    assert str(caught.value).startswith(f"{where}: {message}")
 
 
 @given(

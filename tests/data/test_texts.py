@@ -49,7 +49,7 @@ def test_tables_and_json_lines(
     [
         ("t.txt", b"a\n\xff\xfe\n\n \nb\n", {2: "is not UTF-8", 3: "is empty", 4: "is empty"}),
         ("t.csv", b'text,n\na,1\nb\nc,1,2\n"x"y,1\nd,4\n\xff,1\n,1\ne,1\n',
-         {3: "has 1 field, and the header 2", 4: "has 3 fields, and the header 2",
+         {3: "has 1 of 2 fields", 4: "has 3 of 2 fields",
           5: "is not CSV: ',' expected after '\"'", 7: "is not UTF-8", 8: "is empty"}),
         ("t.csv", b'text\na\n"never closed\nb', {3: "is not CSV: unexpected end of data"}),
         ("t.jsonl", b'{"text": "a"}\n{"text": 1}\n{"other": "x"}\n[1]\n{\n\xff\n{"text": ""}\n'

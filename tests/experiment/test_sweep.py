@@ -307,7 +307,7 @@ def test_without_optuna_it_is_said_how_to_get_it(
     [
         ("{keys: {data.sample_size: [1, 2]}}", "`data.sample_size` cannot vary"),
         ("{keys: {training.epoch: [1, 2]}}", "did you mean `epochs`?"),
-        ("{keys: {training.epochs: [1, two]}}", "must be a whole number"),
+        ("{keys: {training.epochs: [1, two]}}", "must be a valid integer"),
         ("{keys: {prompt.input: ['no place']}}", "must contain {text} exactly once"),
         ("{keys: {training.weight_decay: {low: 0.1, high: 0.2}}}", "a grid takes a list"),
         ("{keys: {training.epochs: {low: 3, high: 1}}}", "must have low below high"),
@@ -316,7 +316,7 @@ def test_without_optuna_it_is_said_how_to_get_it(
         ("{keys: {training.epochs: [1]}, variants: 3}", "`variants` goes with"),
         ("{keys: {training.epochs: [1]}, method: tpe, variants: 3, halving: 2}", "`halving` goes"),
         ("{key: {}}", "unknown key; did you mean `keys`?"),
-        ("{keys: {evaluation.batch_size: [1, 2]}}", "changes no score"),
+        ("{keys: {evaluation.batch_size: [1, 2]}}", "cannot vary"),
         ("{keys: {training.epochs: {low: 1, high: 20000}}}", "is too large; `method: random`"),
         ("{keys: {training.epochs: {low: 1, high: 2, step: 1}}}", "known keys: low, high, log"),
     ],

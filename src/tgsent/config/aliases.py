@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Alias:
+class Alias(NamedTuple):
     """What a short name stands for."""
 
     hub_id: str
     model_type: str
-    """The architecture, in the words of Hugging Face configurations."""
     gated: bool = False
     """Whether the Hub requires users to accept terms first."""
 

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    JsonValue,
     ModelWrapValidatorHandler,
     PrivateAttr,
     ValidationError,
-    field_validator,
     model_validator,
 )
-from pydantic_core import InitErrorDetails, to_jsonable_python
+from pydantic_core import to_jsonable_python
 
 from tgsent.config import simplet5, yaml_source
 from tgsent.config.aliases import BASELINES
-from tgsent.config.messages import ONE_OF, detail, fault, faults, mistakes, short
+from tgsent.config.messages import ONE_OF, Mistake, fault, faults, mistakes, must, short
 from tgsent.config.sections import (
     DataConfig,
     EngineConfig,
@@ -44,13 +43,32 @@ OVERRIDABLE = ("prompt", "training", "evaluation")
 
 _MOST = 10_000  # trials, and variants
 
+FolderName = Annotated[
+    str,
+    Field(max_length=100),
+    must(
+        'be a folder name, without any of / \\ : * ? " < > | and without a dot at the beginning',
+        re.compile(r'(?!\.)[^/\\:*?"<>|\x00-\x1f]+').fullmatch,
+    ),
+]
 
-@dataclass(frozen=True)
-class _Written:
-    """An item of `models` as it is written, and the sections that it overrides."""
 
-    item: object
-    common: Mapping[str, object]
+def with_key(values: object, path: Sequence[str | int], value: object, *above: str | int) -> object:
+    """Return a copy of nested values with one key changed; mappings on the way are made.
+
+    Raises ValidationError where the path, which begins below `above`, goes through another value.
+    """
+    if not path:
+        return value
+    key, *below = path
+    if values is None:
+        values = {}
+    if isinstance(values, Mapping):
+        return {**values, str(key): with_key(values.get(str(key)), below, value, *above, key)}
+    if isinstance(values, list) and isinstance(key, int) and key < len(values):
+        item = {"model": values[key]} if isinstance(values[key], str) else values[key]
+        return [*values[:key], with_key(item, below, value, *above, key), *values[key + 1 :]]
+    raise fault(f"holds no `{key}`", *above)
 
 
 def _merge(values: object, changes: object) -> object:
@@ -71,9 +89,7 @@ class ModelConfig(Section):
     model, or `.gguf` file (`pip install 'tgsent[gguf]'`); the first two may have `@REVISION` at the
     end. Two names are baselines, fitted on the same training texts: `majority` always answers the
     most frequent label, `tfidf` is logistic regression on weighted words and characters."""
-    as_: Annotated[str, Field(min_length=1, max_length=100)] | None = Field(
-        default=None, alias="as"
-    )
+    as_: FolderName | None = Field(default=None, alias="as")
     """Its name in tables and folders. `null`: the last part of `model`, and ` (simplet5)` after it
     with `training.backend: simplet5`."""
     prompt: PromptConfig = PromptConfig()
@@ -88,23 +104,21 @@ class ModelConfig(Section):
     @model_validator(mode="wrap")
     @classmethod
     def _complete(cls, value: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Merge the item over the common sections, and check all of it."""
-        written = value if isinstance(value, _Written) else _Written(value, {})
-        item = written.item
-        merged = _merge(written.common, item)
-        conflicts = dict(simplet5.conflicts(merged))
-        found: list[InitErrorDetails] = []
+        """Check an item of `models`, which may come in a pair with the sections that it changes."""
+        item, common = value if isinstance(value, tuple) else (value, {})
+        if isinstance(item, ModelConfig):
+            item = item.written
+        elif isinstance(item, str):
+            item = {"model": item}
+        merged = _merge(common, item)
+        found = list(simplet5.conflicts(merged))
         try:
             model = handler(merged)
         except ValidationError as error:
-            for one in error.errors():
-                found.append(detail(one["type"], one["msg"], one["loc"], one["input"]))
-                conflicts.pop(one["loc"], None)
-        found += [detail("conflict", message, path) for path, message in conflicts.items()]
+            found += mistakes(error)
         if found:
             raise faults(found)
-        if isinstance(item, Mapping):
-            model._own = {key: item[key] for key in OVERRIDABLE if item.get(key)}  # noqa: SLF001
+        model._own = {key: item[key] for key in OVERRIDABLE if item.get(key)}  # noqa: SLF001
         return model
 
     @property
@@ -121,14 +135,6 @@ class ModelConfig(Section):
         way = "" if backend == "native" or self.model in BASELINES else f" ({backend})"
         return self.as_ or re.sub(r"[^\w.@-]", "-", last_part) + way
 
-    @field_validator("as_")
-    @classmethod
-    def _name_is_a_folder_name(cls, name: str | None) -> str | None:
-        if name is not None and (re.search(r'[/\\:*?"<>|\x00-\x1f]', name) or name.startswith(".")):
-            message = 'must be a folder name, without any of / \\ : * ? " < > |'
-            raise fault("wrong", message, value=name)
-        return name
-
 
 class SweepRange(Section):
     """Numbers to draw from. If both ends are integers, so are the numbers, and a grid takes all."""
@@ -143,7 +149,7 @@ class SweepRange(Section):
     @model_validator(mode="after")
     def _ends_are_in_order(self) -> Self:
         if not self.low < self.high or (self.log and self.low <= 0):
-            raise fault("invalid", "must have low below high, and both above 0 with `log: true`")
+            raise fault("must have low below high, and both above 0 with `log: true`")
         return self
 
     @property
@@ -152,21 +158,22 @@ class SweepRange(Section):
         return isinstance(self.low, int) and isinstance(self.high, int)
 
 
-def _read_range(values: object) -> object:
-    return SweepRange.model_validate(values) if isinstance(values, dict) else values
-
-
-SweptValues = Annotated[
-    Annotated[list[object], Field(min_length=1)] | SweepRange,
-    ONE_OF,
-    BeforeValidator(_read_range),  # a mapping is a range, so that its mistakes are those of one
-]
+def _swept(values: object) -> list[object] | SweepRange:
+    """Check the values of one key."""
+    if isinstance(values, dict | SweepRange):
+        return SweepRange.model_validate(values)
+    if not isinstance(values, list) or not values:
+        raise fault(f"must name at least one value in a list, or a range, not {short(values)}")
+    return values
 
 
 class SweepConfig(Section):
     """Variants of each model, compared on texts that no trial tests; only the best is tested."""
 
-    keys: Annotated[dict[str, SweptValues], Field(min_length=1)]
+    keys: Annotated[
+        dict[str, Annotated[list[object] | SweepRange, BeforeValidator(_swept)]],
+        Field(min_length=1),
+    ]
     """What varies: dotted keys of `prompt`, `training` and `evaluation`, or `model`, each with a
     list of values or a range `{low: 1.0e-5, high: 1.0e-3, log: true}`."""
     method: Literal["grid", "random", "tpe"] = "grid"
@@ -185,44 +192,33 @@ class SweepConfig(Section):
     """Seed of the validation split and of the random draws."""
 
     @model_validator(mode="after")
-    def _method_has_what_it_needs(self) -> Self:
+    def _settings_go_together(self) -> Self:
         if (self.variants is None) != (self.method == "grid"):
-            raise fault("invalid", "`variants` goes with the methods random and tpe, which need it")
+            raise fault("`variants` goes with the methods random and tpe, which need it")
         if self.method == "tpe" and self.halving:
-            raise fault(
-                "invalid", "`halving` goes with grid and random: tpe tries one after the other"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _keys_can_vary(self) -> Self:
+            raise fault("`halving` goes with grid and random: tpe tries one after the other")
+        changes_no_score = {"training.device", "training.report_to", "evaluation.batch_size"}
         for key in self.keys:
-            if key in {"training.device", "training.report_to", "evaluation.batch_size"}:
-                raise fault("invalid", f"`{key}` changes no score")
-            if key != "model" and key.split(".")[0] not in OVERRIDABLE:
+            if key in changes_no_score or key.split(".")[0] not in {"model", *OVERRIDABLE}:
                 raise fault(
-                    "invalid",
-                    f"`{key}` cannot vary: variants are compared on the same texts; keys of prompt,"
-                    " training and evaluation can, and `model` (label words are `prompt.words`)",
+                    f"`{key}` cannot vary: `model` can, and keys of prompt, training and evaluation"
+                    " that change a score (label words are `prompt.words`)"
                 )
         return self
 
     @model_validator(mode="after")
     def _grid_is_finite(self) -> Self:
-        if self.method != "grid":
-            return self
         n = 1
-        for key, values in self.keys.items():
+        for key, values in self.keys.items() if self.method == "grid" else ():
             if not isinstance(values, SweepRange):
                 n *= len(values)
             elif values.is_whole:
-                n *= int(values.high) - int(values.low) + 1
+                n *= int(values.high - values.low) + 1
             else:
-                raise fault("invalid", f"`{key}`: a grid takes a list, or a range of whole numbers")
+                raise fault(f"`{key}`: a grid takes a list, or a range of whole numbers")
         if n > _MOST:
             raise fault(
-                "invalid",
-                f"a grid of {n:,} variants is too large; `method: random` draws some of them",
+                f"a grid of {n:,} variants is too large; `method: random` draws some of them"
             )
         return self
 
@@ -230,9 +226,7 @@ class SweepConfig(Section):
 class RunConfig(Section):
     """The whole config of a run."""
 
-    name: Annotated[
-        str, Field(max_length=100, pattern=r'^[^./\\:*?"<>|\x00-\x1f][^/\\:*?"<>|\x00-\x1f]*$')
-    ] = "default"
+    name: FolderName = "default"
     """Name of the run and of its folder; a config file without one lends its own name."""
     models: Annotated[tuple[ModelConfig, ...], Field(min_length=1, strict=False)] = tuple(
         ModelConfig(model=name) for name in DEFAULT_MODELS
@@ -257,42 +251,32 @@ class RunConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _models_know_the_common_sections(cls, values: object) -> object:
-        listed = values.get("models", DEFAULT_MODELS) if isinstance(values, dict) else None
-        if not (isinstance(values, dict) and isinstance(listed, list | tuple)):
+        models = values.get("models", DEFAULT_MODELS) if isinstance(values, dict) else None
+        if not (isinstance(values, dict) and isinstance(models, list | tuple)):
             return values
         common = {
             key: section.model_dump() if isinstance(section, Section) else section
             for key, section in values.items()
             if key in OVERRIDABLE
         }
-        return {**values, "models": [_Written(_item(one), common) for one in listed]}
+        return {**values, "models": [(item, common) for item in models]}
 
     @model_validator(mode="after")
-    def _each_model_once(self) -> Self:
-        seen: set[str] = set()
-        for name in self.names:
-            if name.casefold() in seen:
+    def _settings_go_together(self) -> Self:
+        for index, name in enumerate(self.names):
+            if name.casefold() in map(str.casefold, self.names[:index]):
                 message = f'two models are called "{name}"; give one of them another name with `as`'
-                raise fault("invalid", message, "models")
-            seen.add(name.casefold())
-        return self
-
-    @model_validator(mode="after")
-    def _gpus_are_asked_for(self) -> Self:
-        device = self.training.device
-        if (
-            self.engine.kind == "ray"
-            and device in {"cuda", "mps"}
-            and not self.engine.gpus_per_trial
-        ):
+                raise fault(message, "models")
+        device, engine = self.training.device, self.engine
+        if engine.kind == "ray" and not engine.gpus_per_trial and device in {"cuda", "mps"}:
             message = f"with `kind: ray` a `training.device` of {device} needs `gpus_per_trial`"
-            raise fault("invalid", message, "engine")
+            raise fault(message, "engine")
         return self
 
     @model_validator(mode="after")
     def _each_value_of_the_sweep_is_valid(self) -> Self:
         """Check every value for every model, whatever the other keys are."""
-        found: list[InitErrorDetails] = []
+        found: list[Mistake] = []
         for key, values in self.sweep.keys.items() if self.sweep else ():
             listed = [values.low, values.high] if isinstance(values, SweepRange) else values
             for model, value in product(self.models, listed):
@@ -300,8 +284,9 @@ class RunConfig(Section):
                     self._varied(model, {key: value}, "variant")
                 except ValidationError as error:
                     place = ("sweep", "keys", key)
-                    problems = _problems(error, {key}, alone=True)
-                    found += [detail("invalid", problem, place) for problem in problems]
+                    found += [
+                        one._replace(path=place) for one in mistakes(error) if not one.is_conflict
+                    ]
         if found:
             raise faults(found)
         return self
@@ -357,17 +342,18 @@ class RunConfig(Section):
             return self._varied(model, settings, name)
         except ValidationError as error:
             shown = ", ".join(f"{key}={short(value)}" for key, value in settings.items())
-            problem = _problems(error, settings)[0]
-            raise ConfigError(f"sweep: the variant {shown}: {problem}") from None
+            path, problem, _ = mistakes(error)[0]
+            key = ".".join(map(str, path))
+            raise ConfigError(f"sweep: the variant {shown}: {key}: {problem}") from None
 
     def _varied(self, model: ModelConfig, settings: Mapping[str, object], name: str) -> ModelConfig:
-        item: Mapping[str, object] = {**model.written, "as": name}
+        item: object = {**model.written, "as": name}
         for key, value in settings.items():
-            item = _with(item, key.split("."), value)
+            item = with_key(item, key.split("."), value)
         common = {key: getattr(self, key).model_dump() for key in OVERRIDABLE}
-        return ModelConfig.model_validate(_Written(item, common))
+        return ModelConfig.model_validate((item, common))
 
-    def dump(self) -> dict[str, Any]:
+    def dump(self) -> dict[str, JsonValue]:
         """Return the config as plain values that `load` takes back unchanged."""
         values = self.model_dump(mode="json", by_alias=True)
         values["models"] = [
@@ -379,26 +365,3 @@ class RunConfig(Section):
     def to_yaml(self) -> str:
         """Return the config as YAML that `load` takes back unchanged."""
         return yaml_source.dump(self.dump())
-
-
-def _item(listed: object) -> object:
-    """Return an item of `models` as it is written in full."""
-    if isinstance(listed, ModelConfig):
-        return listed.written
-    return {"model": listed} if isinstance(listed, str) else listed
-
-
-def _problems(error: ValidationError, varied: Collection[str], *, alone: bool = False) -> list[str]:
-    """Describe what is wrong with a variant, naming the keys that are not those that vary."""
-    found = [
-        (".".join(map(str, path)), message)
-        for path, message in mistakes(error, ModelConfig, alone=alone)
-    ]
-    return [message if key in varied else f"{key}: {message}" for key, message in found]
-
-
-def _with(values: object, path: Sequence[str], value: object) -> dict[str, object]:
-    """Return a mapping with one key below it changed."""
-    above = values if isinstance(values, Mapping) else {}
-    key, *below = path
-    return {**above, key: _with(above.get(key), below, value) if below else value}

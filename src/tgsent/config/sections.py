@@ -6,23 +6,24 @@ Every field carries its documentation as the docstring below it; `docs/configura
 
 from __future__ import annotations
 
-import codecs
 import json
-import math
 from collections.abc import Sequence
-from itertools import combinations
-from typing import Annotated, Any, Literal, Self
+from itertools import permutations
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ValidationInfo,
-    field_validator,
+    JsonValue,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     model_validator,
 )
 
-from tgsent.config.messages import ONE_OF, fault
+from tgsent.config.messages import ONE_OF, fault, faults, mistakes, must
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -34,12 +35,56 @@ Column = Annotated[Name | Annotated[int, Field(ge=0)] | None, ONE_OF]
 LayerNames = Annotated[tuple[Name, ...], Field(min_length=1, strict=False)]
 
 
+def label_words_problem(words: Sequence[str]) -> str | None:
+    """Return why label words cannot be told apart in generated text, or None if they can."""
+    for word in words:
+        if not word or word != " ".join(word.split()):
+            return f"the label word {word!r} is empty or has white space at an end or doubled"
+    for word, other in permutations(words, 2):
+        if word == other:
+            return f'the label word "{word}" occurs twice'
+        if other.startswith(word):
+            return f'the label word "{word}" is the beginning of "{other}": give them other words'
+    return None
+
+
+def label_value(value: object) -> str:
+    """Write a label value as a text file has it: `1`, `true`, `spam`."""
+    return json.dumps(value) if isinstance(value, bool) else str(value)
+
+
+def _label_words(words: object, handler: ValidatorFunctionWrapHandler) -> object:
+    """Accept `0: negative` as well as `"0": negative`, and refuse words that look alike."""
+    if isinstance(words, dict):
+        words = {
+            label_value(value): str(word) if type(word) in (int, float) else word
+            for value, word in words.items()
+        }
+    found = handler(words)
+    if problem := label_words_problem(tuple(found.values())):
+        raise fault(problem)
+    return found
+
+
+LabelWords = Annotated[dict[str, str], WrapValidator(_label_words)]
+
+
 class Section(BaseModel):
     """A part of the config: frozen, no unknown keys, no silent conversions."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
     )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _describe_mistakes(cls, values: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Put pydantic's errors in the words of the config."""
+        try:
+            return handler(values)
+        except ValidationError as error:
+            keys = [field.alias or name for name, field in cls.model_fields.items()]
+            raise faults(mistakes(error, keys)) from None
 
 
 class DataConfig(Section):
@@ -53,7 +98,7 @@ class DataConfig(Section):
     header. `null`: `text`, or the column of the known layout."""
     label_column: Column = None
     """The same for the labels. `null`: `label`, or the column of the known layout."""
-    labels: dict[str, str] | None = None
+    labels: LabelWords | None = None
     """`{value in the file: label word}`. `null`: the values themselves are the words
     (Sentiment140's layout: `{0: negative, 4: positive}`)."""
     encoding: str | None = None
@@ -71,65 +116,25 @@ class DataConfig(Section):
     label, so that small differences can be seen. Their score is shown beside that of the sample's
     own test texts; they are in no training split."""
 
-    @field_validator("labels", mode="before")
-    @classmethod
-    def _label_values_are_text(cls, labels: object) -> object:
-        """Accept `0: negative` as well as `"0": negative`: files hold text."""
-        if not isinstance(labels, dict):
-            return labels
-        return {
-            json.dumps(value) if isinstance(value, bool) else str(value): (
-                str(word) if isinstance(word, int | float) and not isinstance(word, bool) else word
-            )
-            for value, word in labels.items()
-        }
-
-    @field_validator("labels")
-    @classmethod
-    def _labels_can_be_told_apart(cls, labels: dict[str, str] | None) -> dict[str, str] | None:
-        if labels is not None:
-            if len(labels) < 2:
-                raise fault("invalid", "needs at least two labels")
-            if problem := label_words_problem(tuple(labels.values())):
-                raise fault("invalid", problem)
-        return labels
-
-    @field_validator("encoding")
-    @classmethod
-    def _encoding_exists(cls, encoding: str | None) -> str | None:
-        if encoding is not None:
-            try:
-                codecs.lookup(encoding)
-            except (LookupError, ValueError):
-                message = "is no known encoding; try utf-8, iso-8859-1 or cp1252"
-                raise fault("wrong", message, value=encoding) from None
-        return encoding
-
-    @model_validator(mode="after")
-    def _every_label_is_tested(self) -> Self:
-        least = len(self.labels) if self.labels else 2
-        if self.sample_size is not None:
-            n_test = math.ceil(self.test_fraction * self.sample_size)
-            n_train = self.sample_size - n_test
-            if min(n_test, n_train) < least:
-                message = (
-                    f"test_fraction {self.test_fraction} of {self.sample_size} texts makes {n_test}"
-                    f" for testing and {n_train} for training: every one of {least} labels needs a"
-                    " text in both"
-                )
-                raise fault("invalid", message, "test_fraction")
-        return self
-
 
 class PromptConfig(Section):
     """How a text becomes a prompt and a label its completion."""
 
-    input: str = "Tweet: {text}\nSentiment:"
+    input: Annotated[
+        str,
+        must("contain {text} exactly once", lambda prompt: prompt.count("{text}") == 1),
+        must(
+            "not end in a space: write it at the beginning of prompt.target",
+            lambda prompt: not prompt.endswith((" ", "\t")),
+        ),
+    ] = "Tweet: {text}\nSentiment:"
     """The prompt; `{text}` stands for the text, every other character for itself."""
-    target: str = " {label}"
+    target: Annotated[
+        str, must("contain {label} exactly once", lambda target: target.count("{label}") == 1)
+    ] = " {label}"
     """The completion, which follows the prompt without anything between. A space between the two
     belongs here: language models have one token for a space and the word after it."""
-    words: dict[str, str] | None = None
+    words: LabelWords | None = None
     """`{label: word}`: what stands for each label in `target`, for this model or variant alone; the
     label itself is what the word is read back as, and what is scored. `null`: the labels
     themselves, which `data.labels` names for all."""
@@ -144,36 +149,10 @@ class PromptConfig(Section):
     """Worked examples before every prompt (few-shot): training texts with their labels, of every
     label about as many, drawn with the trial's seed."""
 
-    @field_validator("input")
-    @classmethod
-    def _input_has_one_text(cls, template: str) -> str:
-        if template.count("{text}") != 1:
-            raise fault("wrong", "must contain {text} exactly once", value=template)
-        if template.endswith((" ", "\t")):
-            message = "must not end in a space: write it at the beginning of prompt.target"
-            raise fault("wrong", message, value=template)
-        return template
-
-    @field_validator("target")
-    @classmethod
-    def _target_has_one_label(cls, template: str) -> str:
-        if template.count("{label}") != 1:
-            raise fault("wrong", "must contain {label} exactly once", value=template)
-        return template
-
-    @field_validator("words")
-    @classmethod
-    def _words_can_be_told_apart(cls, words: dict[str, str] | None) -> dict[str, str] | None:
-        if words and (problem := label_words_problem(tuple(words.values()), "other words")):
-            raise fault("invalid", problem)
-        return words
-
     @model_validator(mode="after")
     def _a_chat_starts_by_itself(self) -> Self:
         if self.template == "chat" and self.start_token is not None:
-            raise fault(
-                "conflict", "`start_token` must be null with `template: chat`, which has its own"
-            )
+            raise fault("`start_token` must be null with `template: chat`", is_conflict=True)
         return self
 
     def word(self, label: str) -> str:
@@ -185,8 +164,7 @@ class SimpleT5Config(Section):
     """Settings of the package SimpleT5, beside the keys that it shares with `backend: native`."""
 
     target_max_tokens: Annotated[int, Field(ge=2)] = 200
-    """Longest label in tokens: every label is padded to it in training, and generation stops
-    there."""
+    """Length in tokens that labels are padded to in training, and at which generation stops."""
     num_beams: PositiveInt = 2
     """Beams of its beam search."""
     repetition_penalty: PositiveFloat = 2.5
@@ -246,14 +224,21 @@ class TrainingConfig(Section):
     weights: beside random ones adapters learn next to nothing. `null`: train the model itself."""
     freeze_embeddings: bool = False
     """Leave the token embeddings as they are, and with them an output head that is tied to them
-    (GPT-2, GPT-Neo, T5). A `prompt.start_token` that the tokenizer lacks would stay untrained, so
-    that it is refused here and with `lora`; the padding token may, as nothing reads it."""
+    (GPT-2, GPT-Neo, T5). With this or `lora`, a `prompt.start_token` that the tokenizer lacks is
+    refused, because it would stay untrained."""
     learning_rate: Annotated[PositiveFloat | Literal["auto"], ONE_OF] = "auto"
     """Peak of the schedule. `auto`, causal models: 6.25e-5 up to 0.5 billion parameters, 2e-5 up to
     2 billion, 1e-5 above; 2e-4 with `lora`. Seq2seq models: 3e-4 up to 1 billion, 1e-4 above; 3e-4
     with `lora`. 1e-3 with `init: tiny`, 3e-4 with `init: random`, 1e-4 with `backend: simplet5`.
     The sources are in docs/recipes.md."""
-    warmup_steps: Annotated[NotNegativeFloat | Literal["auto"], ONE_OF] = "auto"
+    warmup_steps: Annotated[
+        NotNegativeFloat | Literal["auto"],
+        ONE_OF,
+        must(
+            "be a whole number of steps, or below 1",
+            lambda steps: steps == "auto" or steps < 1 or steps == int(steps),
+        ),
+    ] = "auto"
     """Optimizer steps of linear warm-up before the linear decay; below 1: a share of all steps.
     `auto`: 0.1; none with `backend: simplet5`."""
     weight_decay: NotNegativeFloat = 0.01
@@ -265,8 +250,7 @@ class TrainingConfig(Section):
     """Which tokens of a causal model's training text count: `label`: the label and the EOS token;
     `full`: the whole prompt as well. A seq2seq model is always trained on its completion."""
     loss_on_padding: bool = False
-    """Count the padding as well, with `loss: full`: an error of the article's training config, here
-    for comparison only."""
+    """Count the padding as well, with `loss: full`: an error of the article, to compare with."""
     max_tokens: PositiveInt = 512
     """Longest training text in tokens (seq2seq: longest prompt). A longer text loses its own end,
     never the rest of the prompt."""
@@ -291,28 +275,16 @@ class TrainingConfig(Section):
         """Settings of the package that trains and predicts; None with `backend: native`."""
         return None if self.backend == "native" else self.simplet5
 
-    def native_settings(self) -> dict[str, Any]:
+    def native_settings(self) -> dict[str, JsonValue]:
         """Return the settings as plain values, without the sections of packages."""
         return self.model_dump(mode="json", exclude={"simplet5"})
 
-    @field_validator("warmup_steps")
-    @classmethod
-    def _steps_are_whole(cls, steps: float | Literal["auto"]) -> float | Literal["auto"]:
-        if steps != "auto" and steps >= 1 and steps != int(steps):
-            raise fault("wrong", "must be a whole number of steps, or below 1", value=steps)
-        return steps
-
-    @field_validator("simplet5")
-    @classmethod
-    def _the_package_is_meant(cls, section: SimpleT5Config, info: ValidationInfo) -> SimpleT5Config:
-        if info.data.get("backend") == "native" and section != SimpleT5Config():
-            raise fault("conflict", "counts only with `backend: simplet5`")
-        return section
-
     @model_validator(mode="after")
-    def _padding_counts_only_in_full(self) -> Self:
+    def _every_setting_counts(self) -> Self:
+        if self.backend == "native" and self.simplet5 != SimpleT5Config():
+            raise fault("counts only with `backend: simplet5`", "simplet5", is_conflict=True)
         if self.loss_on_padding and self.loss != "full":
-            raise fault("conflict", "counts only with `loss: full`", "loss_on_padding")
+            raise fault("counts only with `loss: full`", "loss_on_padding", is_conflict=True)
         return self
 
 
@@ -333,23 +305,23 @@ class EvaluationConfig(Section):
     @model_validator(mode="after")
     def _calibration_needs_probabilities(self) -> Self:
         if self.calibration == "contextual" and self.decoding != "score":
-            raise fault("conflict", "contextual needs `decoding: score`", "calibration")
+            raise fault("contextual needs `decoding: score`", "calibration", is_conflict=True)
         return self
 
 
 def resolve_calibration(
-    calibration: str, decoding: str, epochs: int
+    calibration: Literal["auto", "none", "contextual"], decoding: str, epochs: int
 ) -> Literal["none", "contextual"]:
     """Resolve `evaluation.calibration: auto` from the decoding and the number of epochs."""
     if calibration == "auto":
         return "contextual" if decoding == "score" and epochs == 0 else "none"
-    return "contextual" if calibration == "contextual" else "none"
+    return calibration
 
 
 class OutputConfig(Section):
     """Where results go."""
 
-    dir: Name = "runs"
+    dir: Annotated[Name, must("be a path", lambda path: "\0" not in path)] = "runs"
     """Folder of the run folders."""
     save_model: Literal["none", "first", "all"] = "none"
     """Of which trials the fine-tuned model is kept."""
@@ -359,16 +331,8 @@ class OutputConfig(Section):
     when the trial is finished. `null`: never. The package SimpleT5 knows no checkpoints."""
     escape_formulas: bool = True
     """Write an apostrophe before a cell of a CSV file that a spreadsheet could run: one that begins
-    with `=`, `+`, `-`, `@`, a tab or a line break, or with apostrophes and then one of these.
-    Taking one apostrophe away from such cells gives the exact text again. `false`: the exact
-    text."""
-
-    @field_validator("dir")
-    @classmethod
-    def _dir_can_be_a_path(cls, name: str) -> str:
-        if "\0" in name:
-            raise fault("wrong", "must not hold the character NUL", value=name)
-        return name
+    with `=`, `+`, `-`, `@`, a tab or a line break, also after apostrophes. Taking it away gives the
+    exact text again. `false`: the exact text."""
 
 
 class EngineConfig(Section):
@@ -383,19 +347,3 @@ class EngineConfig(Section):
     """GPUs for each trial, with `kind: ray`; below 1: trials share one; 0: trials run on CPUs."""
     max_concurrent: PositiveInt | None = None
     """Most trials at once, with `kind: ray`. `null`: as many as the cluster has room for."""
-
-
-def label_words_problem(
-    words: Sequence[str], advice: str = "other words with data.labels"
-) -> str | None:
-    """Return why label words cannot be told apart in generated text, or None if they can."""
-    for word in words:
-        if not word.strip() or word != " ".join(word.split()):
-            return f"the label word {word!r} is empty or has white space at an end or doubled"
-    for one, other in combinations(words, 2):
-        if one == other:
-            return f'the label word "{one}" occurs twice'
-        short, long = sorted((one, other), key=len)
-        if long.startswith(short):
-            return f'the label word "{short}" is the beginning of "{long}": give them {advice}'
-    return None

@@ -39,23 +39,26 @@ def conflicts(model: object) -> Iterator[Mistake]:
     The values are not validated yet, so that these mistakes are reported beside all others.
     """
     values = model if isinstance(model, Mapping) else {}
-    sections = {key: values[key] for key in _ALLOWED if isinstance(values.get(key), Mapping)}
-    if sections.get("training", {}).get("backend") != "simplet5":
+    training = values.get("training")
+    if not isinstance(training, Mapping) or training.get("backend") != "simplet5":
         return
     name = values.get("model")
     alias = alias_of(name) if isinstance(name, str) else None
     if alias and ALIASES[alias].model_type != "t5":
-        yield _conflict("a T5 model", "training.backend", name, "model")
-    for section, keys in sections.items():
-        backend = "backend" if section == "training" else "training.backend"
-        for key, allowed in _ALLOWED[section].items():
-            value = keys.get(key, allowed[0])
+        yield _conflict("a T5 model", name, "model")
+    if training.get("epochs") == 0:
+        yield _conflict("1 or more", 0, "training", "epochs")
+    for section, keys in _ALLOWED.items():
+        own = values.get(section)
+        if not isinstance(own, Mapping):
+            continue
+        for key, allowed in keys.items():
+            value = own.get(key, allowed[0])
             if (list(value) if isinstance(value, tuple) else value) not in allowed:
                 names = " or ".join(json.dumps(one).strip('"') for one in allowed)
-                yield _conflict(names, backend, value, section, key)
-        if section == "training" and keys.get("epochs") == 0:
-            yield _conflict("1 or more", backend, 0, section, "epochs")
+                yield _conflict(names, value, section, key)
 
 
-def _conflict(what: str, backend: str, value: object, *path: str) -> Mistake:
-    return Mistake(path, f"must be {what} with `{backend}: simplet5`, not {short(value)}")
+def _conflict(what: str, value: object, *path: str) -> Mistake:
+    message = f"must be {what} with `training.backend: simplet5`, not {short(value)}"
+    return Mistake(path, message, is_conflict=True)

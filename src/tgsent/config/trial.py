@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
+
+from pydantic import JsonValue
 
 from tgsent.config import earlier
 from tgsent.config.aliases import BASELINES
@@ -35,23 +36,20 @@ class TrialSpec(Section):
     weights: str = ""
     """Hash of the local model that training starts from; empty for a model of the Hub."""
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """Hash of all settings that can change the score."""
         canonical = json.dumps(self.settings, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, JsonValue]:
         """All settings that can change the score, as plain values."""
+        free = ("name", "trial", "save_model", "checkpoint_minutes", "escape_formulas")
         settings = self.model_dump(
             mode="json",
             exclude={
-                "name": True,
-                "trial": True,
-                "save_model": True,
-                "checkpoint_minutes": True,
-                "escape_formulas": True,
+                **dict.fromkeys(free, True),
                 "training": {"device", "report_to"},
                 "evaluation": {"batch_size"},
             },
@@ -64,9 +62,7 @@ class TrialSpec(Section):
 
     def with_weights(self, sha256: str) -> TrialSpec:
         """Return the same trial, starting from weights with this hash."""
-        # not `model_copy`, which would keep the fingerprint that is cached
-        values = {name: getattr(self, name) for name in type(self).model_fields}
-        return type(self).model_validate({**values, "weights": sha256})
+        return self.model_copy(update={"weights": sha256})
 
     @property
     def needs_files(self) -> bool:
@@ -83,10 +79,8 @@ class TrialSpec(Section):
         """`evaluation.calibration`, resolved for this trial."""
         if self.is_baseline:
             return "none"
-        evaluation = self.evaluation
-        return resolve_calibration(
-            evaluation.calibration, evaluation.decoding, self.training.epochs
-        )
+        one = self.evaluation
+        return resolve_calibration(one.calibration, one.decoding, self.training.epochs)
 
     @property
     def is_baseline(self) -> bool:

@@ -7,11 +7,9 @@ The values follow YAML 1.2's core schema, without the surprises of 1.1: `no` and
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import yaml
-from yaml.composer import ComposerError
 
 from tgsent.errors import ConfigError
 
@@ -25,18 +23,13 @@ class _CoreLoader(yaml.SafeLoader):
     """Safe loading with the implicit types of YAML 1.2."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
-    depth = 0
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """Compose a node, unless it is nested so deeply that reading it would take too long."""
-        if self.depth == _MAX_DEPTH:
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise ComposerError(None, None, f"nested more than {_MAX_DEPTH} levels deep", mark)
-        self.depth += 1
-        try:
-            return super().compose_node(parent, index)
-        finally:
-            self.depth -= 1
+        if len(self.marks) > _MAX_DEPTH:
+            problem = f"nested more than {_MAX_DEPTH} levels deep"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.marks[-1])
+        return super().compose_node(parent, index)
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Merge `<<`, without the repeats that make nested merges grow exponentially."""
@@ -48,22 +41,19 @@ class _Dumper(yaml.SafeDumper):
     """Safe dumping that quotes whatever YAML 1.1 or 1.2 would not read as a string."""
 
 
-for _tag, _pattern, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?[0-9]+", "-+0123456789"),
+for _tag, _pattern in (
+    ("bool", r"true|True|TRUE|false|False|FALSE"),
+    ("int", r"[-+]?[0-9]+"),
     (
         "float",
         r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf)|\.(nan|NaN)",
-        "-+.0123456789",
     ),
-    ("null", r"~|null|Null|NULL|", "~nN\0"),
-    ("merge", r"<<", "<"),
+    ("null", r"~|null|Null|NULL|"),
+    ("merge", r"<<"),
 ):
     for _class in (_CoreLoader, _Dumper):
         _class.add_implicit_resolver(
-            f"tag:yaml.org,2002:{_tag}",
-            re.compile(rf"^(?:{_pattern})$"),
-            [c if c != "\0" else "" for c in _first],
+            f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), None
         )
 
 
@@ -83,14 +73,14 @@ def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _text)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Source:
     """A parsed document and where its parts come from."""
 
     name: str
-    """Its name in messages: a file name or `--set`."""
-    value: Any
-    lines: dict[Path, int] = field(default_factory=dict)
+    """Its name in messages: a file name or `--set KEY`."""
+    value: object
+    lines: dict[Path, int]
     """Line number, from 1, of every key and list item."""
 
     def where(self, path: Path) -> str:
@@ -100,67 +90,49 @@ class Source:
         return f"line {self.lines[path]}" if path else self.name
 
 
-def parse_scalar(text: str) -> Any:
-    """Parse the value of one `--set KEY=VALUE`; raises ConfigError where it is not YAML."""
-    return parse(text, "--set").value
-
-
 def parse(text: str, name: str) -> Source:
     """Parse one YAML document.
 
     Raises ConfigError for text that is not YAML, for a duplicate key and for a key that is not a
     plain value.
     """
-    loader = None
+    source = Source(name, None, {})
     try:
         loader = _CoreLoader(text)
         node = loader.get_single_node()
         if node is None:
-            return Source(name, None)
-        source = Source(name, None)
+            return source
         _locate(node, (), source, set())
-        source.value = loader.construct_document(node)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{name}{line}: not valid YAML: {error.problem}") from None
-    except yaml.reader.ReaderError as error:
-        number = text.count("\n", 0, error.position) + 1
-        raise ConfigError(
-            f"{name}, line {number}: not valid YAML: holds the control character"
-            f" {chr(error.character)!r}"
-        ) from None
+        return Source(name, loader.construct_document(node), source.lines)
     # what PyYAML raises for a wrong value depends on its tag: `!!bool 2` is a KeyError
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"{name}: not valid YAML: {reason}") from None
-    finally:
-        if loader is not None:
-            loader.dispose()
-    return source
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or str(error) or type(error).__name__
+        raise ConfigError(f"{name}{line}: not valid YAML: {reason.splitlines()[0]}") from None
 
 
-def dump(value: Any) -> str:
+def dump(value: object) -> str:
     """Write YAML that `parse` reads back unchanged, and so does any YAML 1.1 reader."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
-def _locate(node: yaml.Node, path: Path, source: Source, visited: set[int]) -> None:
+def _locate(node: yaml.Node, path: Path, source: Source, visited: set[yaml.Node]) -> None:
+    """Record the lines of a node's parts, those of an alias at its anchor."""
     source.lines.setdefault(path, node.start_mark.line + 1)
-    if id(node) in visited:  # an alias: its parts have the lines of the anchor
+    if node in visited:
         return
-    visited.add(id(node))
+    visited.add(node)
     if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
         for key, value in node.value:
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
                 raise ConfigError(f"{source.name}, line {line}: a key must be a plain word")
-            if key.value in seen and key.value != "<<":
+            below = (*path, key.value)
+            if below in source.lines and key.value != "<<":
                 raise ConfigError(f'{source.name}, line {line}: duplicate key "{key.value}"')
-            seen.add(key.value)
-            source.lines[(*path, key.value)] = line
-            _locate(value, (*path, key.value), source, visited)
+            source.lines[below] = line
+            _locate(value, below, source, visited)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             _locate(item, (*path, index), source, visited)

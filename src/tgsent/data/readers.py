@@ -7,53 +7,50 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
 import pandas as pd
 
 from tgsent.config import DataConfig
+from tgsent.config.sections import label_value
 from tgsent.data.texts import DELIMITERS, JSON_LINES, has_lone_surrogate
 from tgsent.errors import DataError
 
-_MOST_COLUMNS = 10_000
-_SENTIMENT140_COLUMNS = {"text_column": 5, "label_column": 0}
+_MOST_COLUMNS = 10_000  # pandas takes minutes for many more
 
 
-@dataclass(frozen=True)
-class Table:
-    """All rows of a file."""
+def read_table(content: bytes, name: str, config: DataConfig) -> tuple[pd.DataFrame, bool]:
+    """Read a file by the ending of its name; tell whether it has Sentiment140's layout.
 
-    frame: pd.DataFrame
-    """Columns `text`, `label` (strings, never empty) and `row` (number in the file, from 1)."""
-    is_sentiment140: bool = False
-    """Whether the file has Sentiment140's layout."""
-
-
-def read_table(content: bytes, name: str, config: DataConfig) -> Table:
-    """Read a file by the ending of its name; raises DataError for anything wrong with it."""
+    The columns are `text` and `label`, strings that are not blank, and `row`, the number in the
+    file, from 1. Raises DataError for anything wrong with the file.
+    """
     suffix = Path(name).suffix.lower()
+    has_names = config.text_column is not None or config.label_column is not None
+    is_sentiment140 = suffix == ".csv" and not has_names and _has_sentiment140_layout(content)
+    if is_sentiment140:
+        encoding = config.encoding or "iso-8859-1"
+        columns = {"text_column": 5, "label_column": 0}
+        config = config.model_copy(update={**columns, "encoding": encoding})
     if suffix == ".parquet":
-        table = _read_parquet(content, name, config)
+        frame = _read_parquet(content, name, config)
     elif suffix in JSON_LINES:
-        table = _read_jsonl(content, name, config)
+        frame = _read_jsonl(content, name, config)
     elif suffix in DELIMITERS:
-        table = _read_csv(content, name, config, DELIMITERS[suffix])
+        frame = _read_csv(content, name, config, DELIMITERS[suffix])
     else:
         raise DataError(f"{name}: cannot tell the format; use .csv, .tsv, .jsonl or .parquet")
-    frame = table.frame
     for column in ("text", "label"):
-        missing = frame["row"][frame[column].isna() | (frame[column] == "")].tolist()
-        if missing:
-            raise DataError(f"{name}: {show_rows(missing)} without a {column}")
-    blank = frame["row"][frame["text"].str.strip() == ""].tolist()
-    if blank:
-        raise DataError(f"{name}: {show_rows(blank)} with nothing but white space as text")
+        is_blank = frame[column].isna() | (frame[column].str.strip() == "")
+        if is_blank.any():
+            raise DataError(
+                f"{name}: {show_rows(frame['row'][is_blank].tolist())} without a {column}"
+            )
     if frame.empty:
         raise DataError(f"{name}: contains no texts")
-    return table
+    return frame, is_sentiment140
 
 
 def show_rows(numbers: Sequence[int]) -> str:
@@ -65,32 +62,21 @@ def show_rows(numbers: Sequence[int]) -> str:
     return f"rows {shown}{more}"
 
 
-def _read_csv(content: bytes, name: str, config: DataConfig, delimiter: str) -> Table:
-    is_sentiment140 = (
-        config.text_column is None
-        and config.label_column is None
-        and _has_sentiment140_layout(content)
-    )
-    if is_sentiment140:
-        encoding = config.encoding or "iso-8859-1"
-        config = config.model_copy(update={**_SENTIMENT140_COLUMNS, "encoding": encoding})
+def _read_csv(content: bytes, name: str, config: DataConfig, delimiter: str) -> pd.DataFrame:
     encoding = config.encoding or "utf-8-sig"
     _decode(content, name, encoding)  # pandas' error would name no line
-    columns = config.text_column, config.label_column
-    positions = {isinstance(column, int) for column in columns if column is not None}
-    if positions == {True, False}:
-        raise DataError(
-            "data.text_column and data.label_column: give two names (the file has a header)"
-            " or two positions (it has none)"
-        )
-    header = None if positions == {True} else 0
-    _check_width(content, name, encoding, delimiter, has_header=header == 0)
+    lines = io.TextIOWrapper(io.BytesIO(content), encoding, newline="")
+    with contextlib.suppress(csv.Error):  # of a field that is very long: no reason to refuse it
+        for row in islice(filter(None, csv.reader(lines, delimiter=delimiter)), 2):
+            if len(row) > _MOST_COLUMNS:
+                raise DataError(f"{name}: {len(row)} columns; is the delimiter right?")
+    has_positions = isinstance(config.text_column, int) or isinstance(config.label_column, int)
     try:
         frame = pd.read_csv(
             io.BytesIO(content),
             encoding=encoding,
             sep=delimiter,
-            header=header,
+            header=None if has_positions else 0,
             dtype=str,
             keep_default_na=False,
             na_values=[],
@@ -102,8 +88,7 @@ def _read_csv(content: bytes, name: str, config: DataConfig, delimiter: str) -> 
     frame.columns = frame.columns.map(str)
     text, label = _columns(config, list(frame.columns), name)
     numbers = range(1, len(frame) + 1)
-    picked = pd.DataFrame({"text": frame[text], "label": frame[label], "row": numbers})
-    return Table(picked, is_sentiment140)
+    return pd.DataFrame({"text": frame[text], "label": frame[label], "row": numbers})
 
 
 def _has_sentiment140_layout(content: bytes) -> bool:
@@ -113,29 +98,10 @@ def _has_sentiment140_layout(content: bytes) -> bool:
     return len(fields) == 6 and fields[0] in {"0", "2", "4"} and fields[1].isdecimal()
 
 
-def _check_width(
-    content: bytes, name: str, encoding: str, delimiter: str, *, has_header: bool
-) -> None:
-    """Refuse rows that pandas would misread: longer than the header, or extremely wide."""
-    lines = io.TextIOWrapper(io.BytesIO(content), encoding, newline="")
-    with contextlib.suppress(csv.Error):  # of a field that is very long: no reason to refuse it
-        rows = filter(None, csv.reader(lines, delimiter=delimiter))
-        first, second = ([*islice(rows, 2), [], []])[:2]
-        if has_header and len(second) > len(first):
-            raise DataError(f"{name}: row 1 has more fields than the header")
-        if len(first) > _MOST_COLUMNS:
-            raise DataError(f"{name}: {len(first)} columns; is the delimiter right?")
-
-
-def _read_jsonl(content: bytes, name: str, config: DataConfig) -> Table:
-    rows = list(_json_rows(_decode(content, name, config.encoding or "utf-8-sig"), name, config))
-    return Table(pd.DataFrame(rows, columns=["text", "label", "row"]))
-
-
-def _json_rows(
-    content: str, name: str, config: DataConfig
-) -> Iterator[tuple[str | None, str | None, int]]:
-    for number, line in enumerate(content.split("\n"), start=1):
+def _read_jsonl(content: bytes, name: str, config: DataConfig) -> pd.DataFrame:
+    rows = []
+    lines = _decode(content, name, config.encoding or "utf-8-sig").split("\n")
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         place = f"{name}, line {number}"
@@ -148,13 +114,14 @@ def _json_rows(
         text, label = _columns(config, list(row), place)
         if not isinstance(row[text], str | None):
             raise DataError(f'{place}: "{text}" must be a string')
-        values = row[text], _as_text(row[label])
+        values = row[text], _label(row[label])
         if any(has_lone_surrogate(value or "") for value in values):
             raise DataError(f"{place}: has a lone surrogate, half of a character")
-        yield *values, number
+        rows.append((*values, number))
+    return pd.DataFrame(rows, columns=["text", "label", "row"])
 
 
-def _read_parquet(content: bytes, name: str, config: DataConfig) -> Table:
+def _read_parquet(content: bytes, name: str, config: DataConfig) -> pd.DataFrame:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -168,8 +135,8 @@ def _read_parquet(content: bytes, name: str, config: DataConfig) -> Table:
         raise DataError(f"{name}: cannot be read: {str(error).splitlines()[0]}") from None
     if any(not isinstance(value, str | None) for value in texts):
         raise DataError(f'{name}: the column "{text}" must hold strings')
-    frame = pd.DataFrame({"text": texts, "label": list(map(_as_text, labels))}, dtype=object)
-    return Table(frame.assign(row=range(1, len(frame) + 1)))
+    frame = pd.DataFrame({"text": texts, "label": list(map(_label, labels))}, dtype=object)
+    return frame.assign(row=range(1, len(frame) + 1))
 
 
 def _columns(config: DataConfig, names: Sequence[str], place: str) -> tuple[str, str]:
@@ -186,13 +153,8 @@ def _columns(config: DataConfig, names: Sequence[str], place: str) -> tuple[str,
     return found
 
 
-def _as_text(value: object) -> str | None:
-    """Write a label value as a text file has it: `1`, `true`, `spam`."""
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, bool | int):
-        return json.dumps(value)
-    return str(value)
+def _label(value: object) -> str | None:
+    return None if value is None else label_value(value)
 
 
 def _decode(content: bytes, name: str, encoding: str) -> str:
@@ -205,5 +167,5 @@ def _decode(content: bytes, name: str, encoding: str) -> str:
             f" {content[error.start]:#04x}); name the encoding, for example"
             " --set data.encoding=iso-8859-1"
         ) from None
-    except (UnicodeError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError) as error:
         raise DataError(f"{name}: cannot be decoded as {encoding}: {error}") from None

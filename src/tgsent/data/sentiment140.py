@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 import tempfile
@@ -11,9 +12,9 @@ import zlib
 from pathlib import Path
 from typing import IO
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
-from tgsent.errors import ConfigError, UnavailableError
+from tgsent.errors import ConfigError, UnavailableError, reason
 from tgsent.files import atomic_writer, cache_folder
 from tgsent.progress import Quiet
 from tgsent.records import Progress
@@ -55,23 +56,17 @@ def find_sentiment140(progress: Progress | None = None) -> Path:
     return file
 
 
-def _unavailable(reason: str) -> UnavailableError:
-    return UnavailableError(f"Sentiment140 {reason}\n{_WAYS_OUT}")
+def _unavailable(why: str) -> UnavailableError:
+    return UnavailableError(f"Sentiment140 {why}\n{_WAYS_OUT}")
 
 
 def _fetch_once(file: Path, url: str, md5: str, progress: Progress) -> None:
     folder = file.parent
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        progress.line(f"Sentiment140: waiting for another run to fetch it into {folder}")
-        lock.acquire()
-    try:
+    with FileLock(folder / "lock"):
         if file.is_file():  # fetched by the run that had the lock
             return
-        for left in (*folder.glob(".*.tmp"), *folder.glob("*.zip")):  # by a run that was killed
+        for left in folder.glob(".*.tmp"):  # by a run that was killed
             left.unlink()
         progress.line(f"Sentiment140: fetching {url}")
         with tempfile.TemporaryFile(dir=folder) as archive:
@@ -79,50 +74,28 @@ def _fetch_once(file: Path, url: str, md5: str, progress: Progress) -> None:
                 raise _unavailable(f"cannot be fetched: what {url} sends is not MD5 {md5}")
             _extract(archive, file, url)
         progress.line(f"Sentiment140: kept in {folder}")
-    finally:
-        lock.release()
 
 
 def _download(archive: IO[bytes], url: str, progress: Progress) -> str:
-    """Fetch the archive and return its MD5; a connection that breaks off is tried once more."""
-    from requests import exceptions
-
-    for attempt in (1, 2):
-        try:
-            return _receive(archive, url, progress)
-        except (exceptions.ChunkedEncodingError, exceptions.ReadTimeout):
-            if attempt == 2:
-                raise _unavailable(f"cannot be fetched: {url} broke off twice") from None
-        except exceptions.RequestException as error:
-            reason = str(error).splitlines()[0][:200]
-            if isinstance(error, exceptions.ConnectTimeout):
-                reason = f"no answer within {_CONNECT_SECONDS} seconds"
-            elif isinstance(error, exceptions.ConnectionError):
-                reason = "no connection; is there a network?"
-            raise _unavailable(f"cannot be fetched: {url}: {reason}") from None
-    raise AssertionError
-
-
-def _receive(archive: IO[bytes], url: str, progress: Progress) -> str:
     """Write what the address sends to the file; return its MD5."""
     import requests
 
-    archive.seek(0)
-    archive.truncate()
-    digest, size = hashlib.md5(usedforsecurity=False), 0
-    with requests.get(url, stream=True, timeout=(_CONNECT_SECONDS, _READ_SECONDS)) as answer:
-        if not answer.ok:
-            status = f"{answer.status_code} {answer.reason}".strip()
-            raise _unavailable(f"cannot be fetched: {answer.url} answers {status}")
-        length = answer.headers.get("Content-Length", "")
-        total = int(length) if length.isdecimal() else 0
-        with progress.task("Sentiment140, MB", max(1, total // _MB)) as task:
-            for chunk in answer.iter_content(1 << 16):
-                archive.write(chunk)
-                digest.update(chunk)
-                before, size = size, size + len(chunk)
-                if more := size // _MB - before // _MB:
-                    task.advance(more)
+    digest = hashlib.md5(usedforsecurity=False)
+    try:
+        with requests.get(url, stream=True, timeout=(_CONNECT_SECONDS, _READ_SECONDS)) as answer:
+            answer.raise_for_status()
+            size = int(answer.headers.get("Content-Length", 0))
+            with progress.task("Sentiment140, MB", math.ceil(size / _MB)) as task:
+                for chunk in answer.iter_content(_MB):
+                    archive.write(chunk)
+                    digest.update(chunk)
+                    task.advance(1)
+    except requests.ConnectionError:
+        raise _unavailable(
+            f"cannot be fetched: {url}: no connection; is there a network?"
+        ) from None
+    except requests.RequestException as error:
+        raise _unavailable(f"cannot be fetched: {url}: {reason(error)}") from None
     return digest.hexdigest()
 
 
@@ -134,8 +107,6 @@ def _extract(archive: IO[bytes], file: Path, url: str) -> None:
             atomic_writer(file) as unpacked,
         ):
             shutil.copyfileobj(packed, unpacked, 1 << 20)
-    except KeyError:
-        raise _unavailable(f"cannot be read: the archive from {url} has no {FILE}") from None
-    # damaged headers, damaged data, an unknown compression, a truncated member
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError):
-        raise _unavailable(f"cannot be read: what {url} sends is not a valid archive") from None
+    # damaged headers or data, an unknown compression, a truncated member, no such member
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, KeyError):
+        raise _unavailable(f"cannot be read: {url} sends no valid archive with {FILE}") from None

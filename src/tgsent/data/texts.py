@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from tgsent.errors import DataError
 
@@ -62,7 +62,7 @@ def _lines(source: BinaryIO, text_of: Callable[[str], str]) -> Iterator[Line]:
 
 def _from_json(line: str, column: str) -> str:
     try:
-        value: Any = json.loads(line)
+        value = json.loads(line)
     except (ValueError, RecursionError):
         raise DataError("is not JSON") from None
     text = value.get(column) if isinstance(value, dict) else None
@@ -95,8 +95,7 @@ def _table(source: BinaryIO, name: str, column: str, delimiter: str) -> Iterator
             yield Line(number, "", f"is not CSV: {error}")
             continue
         if len(row) != len(header):
-            fields = "1 field" if len(row) == 1 else f"{len(row)} fields"
-            yield Line(number, "", f"has {fields}, and the header {len(header)}")
+            yield Line(number, "", f"has {len(row)} of {len(header)} fields")
         else:
             yield _checked(number, row[place])
 
