@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 from sklearn.model_selection import train_test_split
 
 from tgsent.config import DataConfig, RunConfig, load
+from tgsent.data import dataset as module
 from tgsent.data.dataset import Dataset, load_dataset
 from tgsent.data.splits import TrialSplits
 from tgsent.errors import DataError
@@ -413,6 +415,99 @@ def test_a_blank_line_does_not_hide_rows_with_more_fields_than_the_header(tmp_pa
     path.write_text("\n".join(["text,label", "   ", *rows]), "utf-8")
     with pytest.raises(DataError, match="more fields than the header"):
         load_dataset(DataConfig(path=str(path), sample_size=None))
+
+
+# ------------------------------------------------------------------------------------- the cache
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Dataset]:
+    """Loads a file with the cache at work, and fails if it is read when it should not be."""
+    monkeypatch.setattr(module, "_LEAST_CACHED_FILE", 0)
+    path = tmp_path / "tweets.csv"
+    lines = [f'"{4 * (i % 2)}","{i}","","","","text {i % 90} \xe9"\n' for i in range(100)]
+    path.write_bytes("".join(lines).encode("iso-8859-1"))
+    read_table = module.read_table
+
+    def load(*, is_read: bool, **settings: Any) -> Dataset:
+        reads = []
+        monkeypatch.setattr(module, "read_table", lambda *a: reads.append(1) or read_table(*a))
+        config = DataConfig(**{"path": str(path), "sample_size": 50, **settings})
+        dataset = load_dataset(config)
+        assert bool(reads) == is_read
+        content = path.read_bytes()
+        sha256 = hashlib.sha256(content).hexdigest()
+        assert dataset == module._sampled(content, str(path), config, sha256)
+        return dataset
+
+    return load
+
+
+def entries(folder: Path) -> list[Path]:
+    return list((folder / "cache" / "samples").iterdir())
+
+
+def test_a_sample_is_drawn_once(cached: Callable[..., Dataset], tmp_path: Path) -> None:
+    cached(is_read=True)
+    cached(is_read=False)
+    (tmp_path / "tweets.csv").touch()
+    cached(is_read=False)
+    cached(is_read=False, test_fraction=0.2)
+    assert len(entries(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sample_seed": 2},
+        {"sample_size": 40},
+        {"sample_size": None},
+        {"deduplicate": False},
+        {"encoding": "cp850"},
+        {"labels": {"4": "good", "0": "bad"}},
+        {"text_column": 1, "label_column": 0, "encoding": "latin-1"},
+    ],
+)
+def test_settings_that_change_the_sample_have_their_own(
+    settings: dict[str, Any], cached: Callable[..., Dataset]
+) -> None:
+    first = cached(is_read=True)
+    assert cached(is_read=True, **settings) != first
+    cached(is_read=False, **settings)
+    assert cached(is_read=False) == first
+
+
+def test_a_changed_file_of_the_same_size_is_read_again(
+    cached: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    cached(is_read=True)
+    path = tmp_path / "tweets.csv"
+    before = path.stat()
+    path.write_bytes(path.read_bytes().replace(b"text 7", b"next 7"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    cached(is_read=True)
+    cached(is_read=False)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"{}", b"\xff" * 99, None])
+def test_a_damaged_cache_is_written_again(
+    content: bytes | None, cached: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    cached(is_read=True)
+    (entry,) = entries(tmp_path)
+    damaged = bytearray(entry.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    entry.write_bytes(damaged if content is None else content)
+    cached(is_read=True)
+    cached(is_read=False)
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(
+    cached: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    (tmp_path / "cache").write_text("a file")
+    cached(is_read=True)
+    cached(is_read=True)
 
 
 def test_a_pipe_is_read_once(tmp_path: Path) -> None:
