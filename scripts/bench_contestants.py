@@ -62,7 +62,7 @@ from tgsent.modeling.loading import LoadedModel
 from tgsent.modeling.prompts import render_prompt, render_target
 from tgsent.progress import Quiet
 from tgsent.records import Encoded, Example, Split
-from tgsent.training import devices, recipe
+from tgsent.training import loop, memory, recipe
 
 SAMPLE = 9_500
 BATCH = 32
@@ -319,7 +319,7 @@ def train_hf(bench: Bench, *, labels_only: bool, keep_memory: bool = False) -> R
     With `keep_memory` the C library keeps freed memory, as it does for tgsent.
     """
     if keep_memory:
-        devices.keep_freed_memory()
+        memory.keep_freed_memory()
     group_as_for_many()
     clock, loaded = Clock(), bench.load()
     rows = []
@@ -347,7 +347,7 @@ def train_hf(bench: Bench, *, labels_only: bool, keep_memory: bool = False) -> R
 def train_hf_seq2seq(bench: Bench, *, keep_memory: bool = False) -> Result:
     """Train with `Seq2SeqTrainer`: batches of one length, padded to their longest."""
     if keep_memory:
-        devices.keep_freed_memory()
+        memory.keep_freed_memory()
     group_as_for_many()
     clock, loaded = Clock(), bench.load()
     rows = [
@@ -456,7 +456,7 @@ def train_simplet5(bench: Bench) -> Result:
 def answer_tgsent(bench: Bench, decoding: str) -> Result:
     """Answer as a trial of tgsent does after training."""
     clock, spec = Clock(), bench.spec(decoding)
-    accelerator = devices.make_accelerator(spec.training)
+    accelerator = loop.make_accelerator(spec.training)
     loaded = bench.load()
     speedups.apply(loaded.model)
     loaded.model = accelerator.prepare(loaded.model)

@@ -32,7 +32,7 @@ from tgsent.config import load
 from tgsent.data.dataset import load_dataset
 from tgsent.data.splits import TrialSplits
 from tgsent.modeling import loading
-from tgsent.training import devices, loop
+from tgsent.training import loop
 from tgsent.training.recipe import resolve
 from tgsent.progress import Quiet
 path, stages = sys.argv[1], sys.argv[2:]
@@ -59,8 +59,8 @@ if "training" in stages:
     training = spec.training.model_copy(update={"epochs": 1})
     recipe = resolve(training, loaded.family, loaded.model.num_parameters(), len(examples))
     loop.train(
-        loaded.model, examples, loop.collator(loaded, recipe), recipe, seed=1,
-        accelerator=devices.make_accelerator(training), progress=Quiet(), title="",
+        loaded, examples, recipe, seed=1,
+        accelerator=loop.make_accelerator(training), progress=Quiet(), title="",
     )
     done("training")
 print(json.dumps({stage: found[stage] for stage in stages}))

@@ -63,12 +63,12 @@ def ancestry(name: str, family: str) -> list[Try]:
 def prepare(model: Any, wanted: list[str]) -> Any:
     """Change the model, and this process, as the tries want it."""
     from tgsent.modeling import speedups
-    from tgsent.training import devices
+    from tgsent.training import memory
 
     if "eager attention" in wanted:
         model.set_attn_implementation("eager")
     if "freed memory kept" in wanted:
-        devices.keep_freed_memory()
+        memory.keep_freed_memory()
     if "GELU as one kernel" in wanted:
         speedups.fuse_gelu(model)
     if "dropout from 16 bits" in wanted:

@@ -36,7 +36,6 @@ from tgsent.modeling.batches import IGNORE
 from tgsent.modeling.prompts import parse
 from tgsent.progress import Quiet
 from tgsent.records import Encoded, Prediction, Split
-from tgsent.training import loop
 from tgsent.training.recipe import resolve
 
 TEST_FRACTION = 0.3
@@ -109,11 +108,10 @@ def train_plainly(
             {"params": matrices, "weight_decay": training.weight_decay},
             {"params": others, "weight_decay": 0.0},
         ],
-        lr=recipe.learning_rate,
+        lr=1.0,  # times the schedule's
         foreach=False,
     )
-    factor = loop.linear_schedule(recipe.warmup_steps, recipe.total_steps)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.rate_at)
     set_seed(spec.seed)
     for _ in range(training.epochs):
         for rows in torch.randperm(len(examples)).split(training.batch_size):

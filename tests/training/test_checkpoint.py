@@ -4,13 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tgsent.errors import StoppedError
 from tgsent.modeling import loading
-from tgsent.training import adapters, devices, interrupts, loop
-from tgsent.training.checkpoint import Checkpoints, TrainState
+from tgsent.training import adapters, interrupts, loop
+from tgsent.training.checkpoint import Checkpoints, Position, TrainState
 from tgsent.training.recipe import resolve
 from tiny_models import FAMILIES, Silent, encode, examples, set_dropout, tiny_spec
 
@@ -30,17 +29,16 @@ class Trial:
         self.examples = encode(self.loaded, spec, examples(24))
         self.progress = Silent()
 
-    def train(self, folder: Path | None, *, minutes: float = 0.0) -> loop.Trained:
+    def train(self, folder: Path | None, *, minutes: float = 0.0) -> Position:
         """Train, from the checkpoints in `folder` where it is given."""
         torch.manual_seed(1)
         recipe = resolve(self.training, self.loaded.family, 1, len(self.examples))
         return loop.train(
-            self.loaded.model,
+            self.loaded,
             self.examples,
-            loop.collator(self.loaded, recipe),
             recipe,
             seed=3,
-            accelerator=devices.make_accelerator(self.training),
+            accelerator=loop.make_accelerator(self.training),
             progress=self.progress,
             title="a trial",
             checkpoints=Checkpoints(folder, IDENTITY, minutes * 60) if folder else None,
@@ -78,7 +76,7 @@ def test_a_training_that_was_stopped_ends_like_one_that_was_not(
     resumed = Trial(model)
     trained = resumed.train(tmp_path)
     assert resumed.progress.lines[0] == f"a trial: goes on after step {step} of 6"
-    assert (trained.log, trained.steps) == (plain.log, 6)
+    assert (trained.log, trained.step) == (plain.log, 6)
     assert all(torch.equal(resumed.weights[name], p) for name, p in whole.weights.items())
 
 
@@ -144,7 +142,7 @@ def test_checkpoints_come_as_often_as_asked_for(
     original = Checkpoints.save
 
     def save(self: Checkpoints, state: TrainState) -> None:
-        saved.append(state.step)
+        saved.append(state.position.step)
         original(self, state)
 
     monkeypatch.setattr(Checkpoints, "save", save)
@@ -152,8 +150,7 @@ def test_checkpoints_come_as_often_as_asked_for(
     assert saved == [3, 6]
     saved.clear()
     Trial("gpt2").train(tmp_path / "often", minutes=0)
-    assert saved == [1, 2, 3, 3, 4, 5, 6, 6]
-    # the second of an epoch's end finds the first and writes nothing
+    assert saved == [1, 2, 3, 4, 5, 6]
     kept = sorted(path.name for path in (tmp_path / "often").iterdir())
     assert kept == ["step-000000005.safetensors", "step-000000006.safetensors"]
 
@@ -171,19 +168,11 @@ def damage(path: Path, how: str) -> None:
     elif how == "another":
         about = {"format": "1", "identity": json.dumps({**IDENTITY, "fingerprint": "x"})}
         save_file(load_file(path), path, about)
-    elif how == "lacks a tensor":
-        with safe_open(path, "pt") as file:
-            about = file.metadata()
-        tensors = load_file(path)
-        tensors.pop("random.cpu")
-        save_file(tensors, path, about)
     elif how == "future":
-        save_file(load_file(path), path, {"format": "2"})
+        save_file(load_file(path), path, {"format": "2", "identity": json.dumps(IDENTITY)})
 
 
-@pytest.mark.parametrize(
-    "how", ["cut", "junk", "empty", "no metadata", "another", "lacks a tensor", "future"]
-)
+@pytest.mark.parametrize("how", ["cut", "junk", "empty", "no metadata", "another", "future"])
 def test_a_checkpoint_that_cannot_be_used_gives_way_to_the_one_before(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,7 +198,7 @@ def test_a_checkpoint_of_another_shape_is_refused_before_anything_is_put_back(
     Trial("gpt2", freeze_embeddings=True).train(tmp_path)
     other = Trial("gpt2")
     other.train(tmp_path)
-    assert "it is of a model of another shape" in other.progress.lines[0]
+    assert "this checkpoint cannot be used: " in other.progress.lines[0]
     whole = Trial("gpt2")
     whole.train(None)
     assert all(torch.equal(other.weights[name], p) for name, p in whole.weights.items())
@@ -228,7 +217,7 @@ def test_a_signal_in_the_last_checkpoint_stops_before_the_answers(
 
     def save(self: Checkpoints, state: TrainState) -> None:
         original(self, state)
-        interrupts._state.requested = state.step == 6
+        interrupts._state.requested = state.position.step == 6
 
     monkeypatch.setattr(Checkpoints, "save", save)
     monkeypatch.setattr(interrupts._state, "requested", False)

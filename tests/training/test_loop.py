@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,11 +16,12 @@ from transformers import get_linear_schedule_with_warmup
 
 from tgsent.config import TrainingConfig
 from tgsent.errors import TrialError
-from tgsent.modeling import loading
+from tgsent.modeling import causal, loading
 from tgsent.modeling.batches import Batch
 from tgsent.modeling.loading import LoadedModel
 from tgsent.records import Encoded
-from tgsent.training import devices, loop
+from tgsent.training import loop
+from tgsent.training.checkpoint import Position
 from tgsent.training.recipe import resolve
 from tiny_models import FAMILIES, Silent, encode, examples, set_dropout, tiny_spec
 
@@ -34,15 +36,17 @@ def train(
     learning_rate: float = 2e-3,
     collate: Callable[[Sequence[Encoded]], Batch] | None = None,
     progress: Silent | None = None,
-) -> loop.Trained:
+) -> Position:
     recipe = resolve(training, loaded.family, loaded.model.num_parameters(), len(encoded))
+    if collate is not None:
+        family = SimpleNamespace(collate=lambda batch, **_: collate(batch))
+        loaded = dataclasses.replace(loaded, family=family)
     return loop.train(
-        loaded.model,
+        loaded,
         encoded,
-        collate or loop.collator(loaded, recipe),
         dataclasses.replace(recipe, learning_rate=learning_rate),
         seed=3,
-        accelerator=devices.make_accelerator(training),
+        accelerator=loop.make_accelerator(training),
         progress=progress or Silent(),
         title="a trial",
     )
@@ -110,9 +114,10 @@ def test_grouped_batches_are_of_about_one_length_and_in_random_order() -> None:
 def test_linear_schedule_is_that_of_transformers(warmup: int, total: int) -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     factor = get_linear_schedule_with_warmup(optimizer, warmup, total).lr_lambdas[0]
-    ours = loop.linear_schedule(warmup, total)
-    assert [ours(step) for step in range(total + 2)] == pytest.approx(
-        [factor(step) for step in range(total + 2)]
+    training = TrainingConfig(epochs=1, warmup_steps=warmup, learning_rate=1e-3, batch_size=1)
+    ours = resolve(training, causal, 1, total)
+    assert [ours.rate_at(step) for step in range(total + 2)] == pytest.approx(
+        [1e-3 * factor(step) for step in range(total + 2)]
     )
 
 
@@ -147,14 +152,12 @@ def test_training_lowers_the_loss_and_logs_each_step(model: str) -> None:
     progress = Silent()
     trained = train(loaded, encoded, training, progress=progress)
     total = len(epochs) * math.ceil(40 / 6)
-    assert trained.steps == total
+    assert trained.step == total
     assert trained.seconds > 0
     assert [row["step"] for row in trained.log] == list(range(1, total + 1))
     assert [row["epoch"] for row in trained.log] == [e for e in epochs for _ in range(7)]
-    factor = loop.linear_schedule(2, total)
-    assert [row["learning_rate"] for row in trained.log] == pytest.approx(
-        [2e-3 * factor(step) for step in range(total)]
-    )
+    rates = [2e-3 * min(step / 2, (total - step) / (total - 2)) for step in range(total)]
+    assert [row["learning_rate"] for row in trained.log] == pytest.approx(rates)
     losses = [row["loss"] for row in trained.log]
     assert sum(losses[-7:]) < sum(losses[:7]) / 2
     assert not loaded.model.training
@@ -296,5 +299,5 @@ def test_one_process_trains_in_one_precision_after_the_other() -> None:
 
 def test_make_accelerator_takes_what_the_config_says() -> None:
     for precision, mixed in (("fp32", "no"), ("bf16", "bf16"), ("fp32", "no")):
-        made = devices.make_accelerator(TrainingConfig(device="cpu", precision=precision))
+        made = loop.make_accelerator(TrainingConfig(device="cpu", precision=precision))
         assert (made.device.type, made.mixed_precision) == ("cpu", mixed)

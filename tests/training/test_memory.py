@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -51,10 +52,10 @@ def test_the_estimate_is_what_weights_gradients_and_optimizer_take(
     gradients = [p.grad for p in parameters if p.grad is not None]
     real = sum(t.nbytes for t in [*parameters, *gradients, *moments])
     plain, _ = described(model)
-    least = memory.estimate(plain.model, spec.training)
+    trainable, least = memory.estimate(plain.model, spec.training)
     low_rank = sum(p.nbytes for n, p in loaded.model.named_parameters() if "lora_" in n)
-    assert least.trainable_parameters == adapters.count(loaded.model)
-    assert 0.95 * real - low_rank <= least.bytes <= real
+    assert trainable == loaded.model.num_parameters(only_trainable=True)
+    assert 0.95 * real - low_rank <= least <= real
 
 
 def test_estimating_leaves_the_model_as_it_is() -> None:
@@ -79,20 +80,12 @@ def refusal(monkeypatch: pytest.MonkeyPatch, there: int, **training: Any) -> str
 def test_what_cannot_fit_is_refused_with_what_would_help(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded, spec = described("gpt2")
     parameters = loaded.model.num_parameters()
-    needed = memory.estimate(loaded.model, spec.training).bytes
+    _, needed = memory.estimate(loaded.model, spec.training)
     assert needed == 16 * parameters
-    embeddings = loaded.model.get_input_embeddings().weight.numel()
-    frozen = needed - 12 * embeddings
     assert refusal(monkeypatch, needed) == ""
     barely = refusal(monkeypatch, needed - 1)
     assert f"take {show_size(needed)}, and this machine has" in barely
-    assert "what may fit: training.freeze_embeddings: true (at least" in barely
-    assert "training.lora: {} (at least" in barely
-    less = refusal(monkeypatch, frozen - 1)
-    assert "freeze_embeddings" not in less
-    assert "training.lora" in less
-    least = refusal(monkeypatch, 4 * parameters - 1)
-    assert least.endswith("what may fit: a smaller model")
+    assert "take a smaller model, or train less of it: training.lora={}" in barely
     assert refusal(monkeypatch, needed // 2, lora={}) == ""
 
 
@@ -112,7 +105,7 @@ def test_a_huge_model_is_refused_before_anything_runs(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert "weights, gradients and optimizer state take 209" in done.stderr
-    assert done.stderr.rstrip().endswith("what may fit: a smaller model")
+    assert "take a smaller model, or train less of it" in done.stderr
     assert not (tmp_path / "runs").exists()
 
 
@@ -145,40 +138,28 @@ def test_a_trial_that_runs_out_of_memory_fails_with_advice_and_the_next_one_runs
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert "big trial 1 failed: out of memory in training\n" in done.stderr
-    assert "training.gradient_accumulation=4" in done.stderr
+    assert "raise training.gradient_accumulation" in done.stderr
     assert "Traceback" not in done.stderr
     assert "gpt2 trial 1: macro-F1" in done.stderr
     assert not list(tmp_path.rglob("error.txt"))
 
 
 def test_limits_of_this_machine() -> None:
-    limit = memory.limit("cpu")
-    assert limit is not None
-    assert (
-        GB / 4 < limit <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + memory._swap()
-    )
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert GB / 4 < memory.limit("cpu") <= physical + psutil.swap_memory().total
 
 
 def test_the_limits_of_control_groups_are_those_above_too(tmp_path: Path) -> None:
     root, own = tmp_path / "cgroup", tmp_path / "self"
     inner = root / "outer" / "inner"
     inner.mkdir(parents=True)
-    own.write_text("0::/outer/inner\n")
+    assert list(memory._cgroup_limits(root, own)) == []
+    own.write_text("1:name=systemd:/other\n0::/outer/inner\n")
     assert list(memory._cgroup_limits(root, own)) == []
     (inner / "memory.max").write_text("max\n")
     (root / "outer" / "memory.max").write_text("5000\n")
-    (root / "outer" / "memory.swap.max").write_text("0\n")
-    (tmp_path / "memory.max").write_text("1\n")  # above the root: none of ours
-    assert list(memory._cgroup_limits(root, own)) == [5000]
-    (root / "memory").mkdir()
-    (root / "memory" / "memory.limit_in_bytes").write_text("7000\n")
-    assert list(memory._cgroup_limits(root, own)) == [7000 + memory._swap(), 5000]
-
-
-def test_swap(tmp_path: Path) -> None:
-    (tmp_path / "meminfo").write_text("MemTotal: 8 kB\nSwapTotal:       4 kB\n")
-    assert memory._swap(tmp_path / "meminfo") == 4096
-    assert memory._swap(tmp_path / "nowhere") == 0
+    (root / "memory.max").write_text("7000\n")
+    assert list(memory._cgroup_limits(root, own)) == [5000, 7000]
 
 
 CPU_ERROR = (
@@ -202,7 +183,7 @@ def test_failed_allocations_are_told_from_other_errors(error: Exception, is_one:
     assert loading.is_out_of_memory(error) is is_one
     with (
         pytest.raises(TrialError if is_one else type(error)),
-        memory.allocation_errors(tiny_spec(), "training"),
+        memory.allocation_errors("training"),
     ):
         raise error
 
@@ -214,38 +195,19 @@ def test_a_real_failed_allocation_is_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("phase", "training", "advice"),
+    ("phase", "advice"),
     [
-        ("loading", {}, ["take a smaller one"]),
-        (
-            "training",
-            {},
-            [
-                "same training in less memory: training.gradient_accumulation=4,"
-                " training.gradient_checkpointing=true",
-                "another training: training.max_tokens below 64, training.lora={}, or a smaller",
-            ],
-        ),
-        (
-            "training",
-            {"gradient_accumulation": 8, "gradient_checkpointing": True, "lora": {}},
-            ["another training: training.max_tokens below 64, or a smaller model"],
-        ),
-        ("evaluation", {}, ["evaluation.batch_size (64 now); the answers do not depend on it"]),
+        ("loading", "take a smaller one"),
+        ("training", "raise training.gradient_accumulation"),
+        ("evaluation", "lower evaluation.batch_size, on which the answers do not depend"),
     ],
 )
-def test_the_advice_fits_what_was_being_done(
-    phase: memory.Phase, training: dict[str, Any], advice: list[str]
-) -> None:
+def test_the_advice_fits_what_was_being_done(phase: memory.Phase, advice: str) -> None:
     with (
-        pytest.raises(TrialError) as caught,
-        memory.allocation_errors(tiny_spec(training=training), phase),
+        pytest.raises(TrialError, match=rf"^out of memory in {phase}\n.*{advice}"),
+        memory.allocation_errors(phase),
     ):
         raise MemoryError
-    first, *rest = str(caught.value).splitlines()
-    assert first == f"out of memory in {phase}"
-    assert len(rest) == len(advice)
-    assert all(part in line for part, line in zip(advice, rest, strict=True))
 
 
 @pytest.mark.parametrize("phase", ["training", "evaluation"])

@@ -13,6 +13,7 @@ import run_folders
 from tgsent.config import TrainingConfig
 from tgsent.errors import UnavailableError
 from tgsent.training import trackers
+from tgsent.training.recipe import check_installed
 from tiny_models import tiny_spec
 
 
@@ -61,8 +62,8 @@ def test_trackers_change_no_result(tmp_path: Path) -> None:
 def test_a_tracker_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UnavailableError, match=r"pip install 'tgsent\[wandb,mlflow\]'"):
-        trackers.check(TrainingConfig(report_to=("wandb", "mlflow")))
-    trackers.check(TrainingConfig())
+        check_installed(TrainingConfig(report_to=("wandb", "mlflow")))
+    check_installed(TrainingConfig())
 
 
 def test_what_trackers_print_is_no_result(capfd: pytest.CaptureFixture[str]) -> None:

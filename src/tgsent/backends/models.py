@@ -37,7 +37,7 @@ def load(spec: TrialSpec, split: Split, progress: Progress) -> LoadedModel:
     set_seed(spec.seed)
     with (
         progress.task(f"{spec.title}, loading", 1) as task,
-        memory.allocation_errors(spec, "loading"),
+        memory.allocation_errors("loading"),
     ):
         loaded = loading.load(spec, split.train)
         task.advance(1)

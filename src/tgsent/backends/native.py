@@ -22,9 +22,9 @@ from tgsent.modeling import loading, speedups
 from tgsent.modeling.loading import LoadedModel
 from tgsent.modeling.prompts import PromptEncoder, choose_shots
 from tgsent.records import Encoded, Example, Outcome, Prediction, Progress, Split
-from tgsent.training import adapters, devices, loop, memory, trackers
+from tgsent.training import adapters, loop, memory, trackers
 from tgsent.training.checkpoint import Checkpoints
-from tgsent.training.recipe import Recipe, resolve
+from tgsent.training.recipe import Recipe, check_installed, resolve
 
 
 class Native:
@@ -38,8 +38,7 @@ class Native:
 
     def check_installed(self, spec: TrialSpec) -> None:
         """Raise UnavailableError where peft or a tracker is missing."""
-        adapters.check(spec.training)
-        trackers.check(spec.training)
+        check_installed(spec.training)
 
     def check(
         self, spec: TrialSpec, *, here: bool = True, loaded: LoadedModel | None = None
@@ -51,20 +50,19 @@ class Native:
         self, spec: TrialSpec, split: Split, progress: Progress, folders: TrialFolders
     ) -> Outcome:
         """Train and evaluate as `Backend.run` says."""
-        accelerator = devices.make_accelerator(spec.training, folders.trackers)
+        accelerator = loop.make_accelerator(spec.training, folders.trackers)
         if accelerator.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         with trackers.tracking(spec, accelerator):
             task = _prepare(spec, split, progress)
             loaded, recipe, model = task.loaded, task.recipe, task.loaded.model
             set_seed(spec.seed)  # loading draws random numbers; how many depends on the model
-            with memory.allocation_errors(spec, "training"):
+            with memory.allocation_errors("training"):
                 merge = adapters.prepare(model, spec.training)
-                trainable_parameters = adapters.count(model)
+                trainable_parameters = model.num_parameters(only_trainable=True)
                 trained = loop.train(
-                    model,
+                    loaded,
                     task.examples,
-                    loop.collator(loaded, recipe),
                     recipe,
                     seed=spec.seed,
                     accelerator=accelerator,
@@ -81,12 +79,13 @@ class Native:
             eval_seconds = time.perf_counter() - started
             if folders.model is not None:
                 _save(model, loaded, folders.model)
-            scores = vars(metrics.score(predictions[: len(split.test)], spec.labels))
-            accelerator.log({key: scores[key] for key in trackers.SCORES}, step=trained.steps)
+            scores = metrics.score(predictions[: len(split.test)], spec.labels)
+            logged = {"macro_f1": scores.macro_f1, "accuracy": scores.accuracy}
+            accelerator.log(logged, step=trained.step)
         return Outcome(
             predictions=predictions,
-            log=trained.log,
-            steps=trained.steps,
+            log=tuple(trained.log),
+            steps=trained.step,
             learning_rate=recipe.learning_rate,
             warmup_steps=recipe.warmup_steps,
             max_grad_norm=recipe.max_grad_norm,
@@ -151,7 +150,7 @@ def _evaluate(
 ) -> tuple[tuple[float, ...] | None, tuple[Prediction, ...]]:
     """Return the prior of the labels, if any, and a prediction for every test text."""
     loaded = replace(task.loaded, model=model)
-    with memory.allocation_errors(spec, "evaluation"):
+    with memory.allocation_errors("evaluation"):
         prior = label_prior(loaded, task.encoder, spec)
         return prior, classify(loaded, task.encoder, split.tested, spec, progress, prior)
 

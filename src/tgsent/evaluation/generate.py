@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,44 +66,33 @@ def _generate(
 
     Decoding is greedy, except for models of the package SimpleT5, which use its beam search.
     """
-    batch = _to_device(loaded.family.prompt_batch(prompts, loaded.ids), loaded)
+    batch = _batch(loaded, prompts)
     targets = list(encoder.targets.values())
-    constrained = spec.evaluation.decoding == "constrained"
+    search: dict[str, object] = {"num_beams": 1, "max_new_tokens": max(map(len, targets))}
+    if package := spec.training.package:
+        search = {
+            "num_beams": package.num_beams,
+            "max_new_tokens": package.target_max_tokens - 1,  # the package counts the start token
+            "repetition_penalty": package.repetition_penalty,
+            "early_stopping": True,
+        }
+    if spec.evaluation.decoding == "constrained":
+        search["prefix_allowed_tokens_fn"] = partial(_continuations, loaded, targets, batch)
     generated: Tensor = loaded.model.generate(  # type: ignore[operator]  # transformers 5 leaves it untyped
-        **batch,
-        do_sample=False,
-        **_search(spec, targets),
-        prefix_allowed_tokens_fn=_allowed(loaded, targets, batch) if constrained else None,
+        **batch, do_sample=False, **search
     )
     for row in loaded.family.new_tokens(generated, batch).tolist():
         end = row.index(loaded.ids.end) if loaded.ids.end in row else len(row)
         yield loaded.decode(row[:end]), None
 
 
-def _search(spec: TrialSpec, targets: Sequence[Prompt]) -> dict[str, Any]:
-    package = spec.training.package
-    if package is None:
-        return {"num_beams": 1, "max_new_tokens": max(map(len, targets))}
-    return {
-        "num_beams": package.num_beams,
-        "max_new_tokens": package.target_max_tokens - 1,  # the package counts the start token
-        "repetition_penalty": package.repetition_penalty,
-        "early_stopping": True,
-    }
-
-
-def _allowed(
-    loaded: LoadedModel, targets: Sequence[Prompt], batch: Batch
-) -> Callable[[int, Tensor], list[int]]:
-    """Allow only tokens that continue one of the targets."""
-
-    def allowed(row: int, ids: Tensor) -> list[int]:
-        del row
-        so_far = tuple(loaded.family.new_tokens(ids[None], batch)[0].tolist())
-        following = {t[len(so_far)] for t in targets if t[: len(so_far)] == so_far < t}
-        return sorted(following) or [loaded.ids.end]
-
-    return allowed
+def _continuations(
+    loaded: LoadedModel, targets: Sequence[Prompt], batch: Batch, _row: int, ids: Tensor
+) -> list[int]:
+    """Return the tokens that continue one of the targets after a row's tokens (T)."""
+    so_far = tuple(loaded.family.new_tokens(ids[None], batch)[0].tolist())
+    following = {t[len(so_far)] for t in targets if t[: len(so_far)] == so_far < t}
+    return sorted(following) or [loaded.ids.end]
 
 
 @torch.inference_mode()
@@ -153,10 +141,11 @@ def _log_likelihoods(
     loaded: LoadedModel, encoder: PromptEncoder, prompts: Sequence[Prompt], spec: TrialSpec
 ) -> Tensor:
     """Compute the log-likelihood of each label's target after each prompt: (B, labels)."""
-    batch = _to_device(loaded.family.prompt_batch(prompts, loaded.ids), loaded)
-    targets = [encoder.targets[label] for label in spec.labels]
+    batch, targets = _batch(loaded, prompts), [encoder.targets[label] for label in spec.labels]
     return loaded.family.log_likelihoods(loaded.model, batch, targets, loaded.ids).double()
 
 
-def _to_device(batch: Batch, loaded: LoadedModel) -> Batch:
+def _batch(loaded: LoadedModel, prompts: Sequence[Prompt]) -> Batch:
+    """Make a batch of prompts on the model's device."""
+    batch = loaded.family.prompt_batch(prompts, loaded.ids)
     return {name: tensor.to(loaded.model.device) for name, tensor in batch.items()}

@@ -33,7 +33,7 @@ def score(predictions: Sequence[Prediction], labels: Sequence[str]) -> Scores:
         for label, p, r, f, n in zip(labels, *columns, strict=True)
     }
     pairs = Counter(zip(truth, answers, strict=True))
-    unparsed = sum(p.predicted is None for p in predictions)
+    unparsed = answers.count("")
     answered = [*labels, ""] if unparsed else labels
     return Scores(
         n_test=len(truth),
@@ -76,15 +76,13 @@ def calibration(predictions: Sequence[Prediction], labels: Sequence[str]) -> Cal
 
 def doubts(scores: Scores) -> list[str]:
     """Return what makes a score suspect, whatever it is."""
-    said = Counter[str]()
-    for row in scores.confusion.values():
-        said.update(row)
-    given = [label for label in scores.per_label if said[label]]
+    rows, labels = scores.confusion.values(), list(scores.per_label)
+    given = [label for label in labels if any(row[label] for row in rows)]
     if not given:
         return ["no answer is a label"]
     if len(given) == 1 and not scores.unparsed:
         return [f'answers "{given[0]}" to every text']
-    never = ", ".join(f'"{label}"' for label in scores.per_label if not said[label])
+    never = ", ".join(f'"{label}"' for label in labels if label not in given)
     return [f"never answers {never}"] if never else []
 
 

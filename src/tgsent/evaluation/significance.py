@@ -65,7 +65,8 @@ class Comparison:
     @property
     def is_real(self) -> bool:
         """Whether interval and test agree that the difference is more than chance."""
-        return self._interval_excludes_zero and self._test_is_significant
+        low, high = self.interval
+        return (low > 0 or high < 0) and self.adjusted_p_value < 1 - LEVEL
 
     @property
     def better_first(self) -> Comparison:
@@ -84,34 +85,25 @@ class Comparison:
         )
 
     @property
-    def _interval_excludes_zero(self) -> bool:
-        low, high = self.interval
-        return low > 0 or high < 0
-
-    @property
-    def _test_is_significant(self) -> bool:
-        return self.adjusted_p_value < 1 - LEVEL
-
-    @property
     def sentence(self) -> str:
         """The comparison in words."""
         one = self.better_first
         better, worse = one.first, one.second
         low, high = (100 * end for end in one.interval)
         numbers = f"{100 * one.difference:+.1f} points, 95 % {low:+.1f} to {high:+.1f}"
-        if self.partly:
-            which = "trial" if len(self.trials) == 1 else "trials"
-            numbers += f" on {which} {', '.join(map(str, self.trials))} only"
-        p_value = f"McNemar p = {self.adjusted_p_value:.2g}"
-        if self.is_real:
+        if one.partly:
+            which = "trial" if len(one.trials) == 1 else "trials"
+            numbers += f" on {which} {', '.join(map(str, one.trials))} only"
+        p_value = f"McNemar p = {one.adjusted_p_value:.2g}"
+        if one.is_real:
             return f"{better} is better than {worse} on these texts: {numbers}; {p_value}"
-        if self._interval_excludes_zero:
+        if low > 0 or high < 0:
             return (
                 f"{better} has a higher macro-F1 than {worse} on these texts ({numbers}), but not"
                 f" more right answers than chance gives ({p_value})"
             )
-        more = f"; about {self.needed:,} test texts would be needed" if self.needed else ""
-        if self._test_is_significant:
+        more = f"; about {one.needed:,} test texts would be needed" if one.needed else ""
+        if one.adjusted_p_value < 1 - LEVEL:
             more = f", though one has more answers right ({p_value})"
         return f"{better} and {worse} cannot be told apart on these data: {numbers}{more}"
 
@@ -134,120 +126,61 @@ def bootstrap(
 
     Of more than 100 trials there are fewer draws, down to 400: their mean varies little.
     """
-    return _draw(_by_text(trials), list(trials[0]), len(trials), labels, resamples)
-
-
-def _draw(
-    texts: Mapping[tuple[str, str], _Seen],
-    models: Sequence[str],
-    trials: int,
-    labels: Sequence[str],
-    resamples: int,
-) -> dict[str, NDArray[np.float64]]:
+    patterns = Counter((label, seen) for (_, label), seen in _by_text(trials).items())
+    sizes = np.array(list(patterns.values()), dtype=float)  # (P,)
+    shape = (len(trials), len(trials[0]), len(labels), len(labels) + 1)  # T, M, L, L + 1
+    answers = _answers(list(patterns), labels, shape)
+    # texts of each label in each trial, and how many they are in a trial that has any
+    support = (answers.T @ sizes).reshape(shape)[:, :1].sum(axis=3, keepdims=True)  # (T, 1, L, 1)
+    fewest = np.where(support > 0, support, np.inf).min(axis=(0, 1, 3))  # (L,)
+    of_label = dict(zip(labels, np.maximum(0.5, 1 - 2 / fewest), strict=True))
+    shapes = sizes * [of_label[label] for label, _ in patterns]
+    resamples = max(min(resamples, _FEWEST_RESAMPLES), resamples * 100 // max(100, len(trials)))
+    at_once = max(1, _CELLS_AT_ONCE // max(answers.shape))
     rng = np.random.default_rng(SEED)
-    patterns = Counter((label, seen) for (_, label), seen in texts.items())
-    sizes = np.array(list(patterns.values()), dtype=float)
-    table = _Table.of(list(patterns), sizes, trials, len(models), labels)
-    fewest = dict(zip(labels, table.fewest, strict=True))
-    shapes = np.array([max(0.5, 1 - 2 / fewest[label]) for label, _ in patterns])
-    resamples = max(min(resamples, _FEWEST_RESAMPLES), resamples * 100 // max(100, trials))
-    at_once = max(1, _CELLS_AT_ONCE // max(len(sizes), table.cells))
     draws = []
     for start in range(0, resamples, at_once):
-        size = (min(at_once, resamples - start), len(sizes))
-        draws.append(table.macro_f1(rng.standard_gamma(sizes * shapes, size)))
-    return dict(zip(models, np.concatenate(draws).T, strict=True))
-
-
-@dataclass(frozen=True)
-class _Table:
-    """What P patterns of answers count in T trials, for M models and L labels.
-
-    A pattern is in few trials, so that its counts are mostly zeros.
-    """
-
-    texts: sparse.csr_matrix
-    """Number of texts of each pattern in each trial, by label: (P, T * L)."""
-    answers: sparse.csr_matrix
-    """Number of answers of each model to them: (P, T * M * L * L), by label and then by answer."""
-    support: NDArray[np.float64]
-    """Texts of each label in each trial, (T, L)."""
-    models: int
-
-    @classmethod
-    def of(
-        cls,
-        patterns: Sequence[tuple[str, _Seen]],
-        sizes: NDArray[np.float64],
-        trials: int,
-        models: int,
-        labels: Sequence[str],
-    ) -> _Table:
-        """Count the answers."""
-        index: dict[str | None, int] = {label: i for i, label in enumerate(labels)}
-        n = len(labels)
-        times = [len(seen) for _, seen in patterns]
-        rows = np.repeat(np.arange(len(patterns)), times)
-        true = np.repeat([index[label] for label, _ in patterns], times)
-        trial = np.array([k for _, seen in patterns for k, _ in seen])
-        given = np.array(
-            [[index.get(a, n) for a in answers] for _, seen in patterns for _, answers in seen]
-        )
-        counted = _counts(rows, trial * n + true, (len(patterns), trials * n))
-        cell = ((trial[:, None] * models + np.arange(models)) * n + true[:, None]) * n + given
-        is_label = given < n
-        which = np.broadcast_to(rows[:, None], given.shape)[is_label]
-        answered = _counts(which, cell[is_label], (len(patterns), trials * models * n * n))
-        return cls(
-            texts=counted,
-            answers=answered,
-            support=(counted.T @ sizes).reshape(trials, n),
-            models=models,
-        )
-
-    @property
-    def cells(self) -> int:
-        """Numbers that one draw takes."""
-        return int(self.answers.shape[1])
-
-    @property
-    def fewest(self) -> NDArray[np.float64]:
-        """How many texts of each label the trials have at least, where they have any: (L,)."""
-        found: NDArray[np.float64] = np.where(self.support > 0, self.support, np.inf).min(axis=0)
-        return found
-
-    def macro_f1(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Score the models where the patterns have these weights: (R, P) to (R, M).
-
-        Returns the mean over the trials.
-        """
-        trials, n = self.support.shape
-        drawn = (weights @ self.texts).reshape(-1, trials, n)
+        weights = rng.standard_gamma(shapes, (min(at_once, resamples - start), len(sizes)))
+        said = (weights @ answers).reshape(-1, *shape)  # (R, T, M, L, L + 1)
+        drawn = said[:, :, :1].sum(axis=4, keepdims=True)  # (R, T, 1, L, 1)
         # each label has its number of texts, whatever it was given
-        scale = np.divide(self.support, drawn, out=np.zeros_like(drawn), where=drawn > 0)
-        said = (weights @ self.answers).reshape(-1, trials, self.models, n, n)
-        said *= scale[:, :, None, :, None]
-        right = np.diagonal(said, axis1=3, axis2=4)
-        both = said.sum(axis=3) + self.support[:, None, :]
+        said *= np.divide(support, drawn, out=np.zeros_like(drawn), where=drawn > 0)
+        right = np.diagonal(said, axis1=3, axis2=4)  # (R, T, M, L)
+        both = said[..., :-1].sum(axis=3) + support[..., 0]
         f1 = np.divide(2 * right, both, out=np.zeros_like(both), where=both > 0)
-        scores: NDArray[np.float64] = f1.mean(axis=(1, 3))
-        return scores
+        draws.append(f1.mean(axis=(1, 3)))  # (R, M)
+    return dict(zip(trials[0], np.concatenate(draws).T, strict=True))
 
 
-def _counts(
-    rows: NDArray[np.intp], columns: NDArray[np.intp], shape: tuple[int, int]
+def _answers(
+    patterns: Sequence[tuple[str, _Seen]], labels: Sequence[str], shape: tuple[int, ...]
 ) -> sparse.csr_matrix:
-    """Count how often each place, row and column, is named."""
-    return sparse.csr_matrix((np.ones(len(rows)), (rows, columns)), shape=shape)
+    """Count the answers to the texts of each of P patterns: (P, T * M * L * (L + 1)).
+
+    The columns are trial, model, label and answer, of which the last is for what is no label. A
+    pattern is in few trials, so that most are zeros.
+    """
+    index: dict[str | None, int] = {label: i for i, label in enumerate(labels)}
+    cells = [
+        (row, trial, model, index[label], index.get(answer, len(labels)))
+        for row, (label, seen) in enumerate(patterns)
+        for trial, given in seen
+        for model, answer in enumerate(given)
+    ]
+    rows, *places = np.array(cells).T
+    columns = np.ravel_multi_index(tuple(places), shape)
+    return sparse.csr_matrix(
+        (np.ones(len(cells)), (rows, columns)), shape=(len(patterns), math.prod(shape))
+    )
 
 
 def _by_text(trials: Sequence[Mapping[str, Answers]]) -> dict[tuple[str, str], _Seen]:
     """Return for each text and label its trials, with the models' answers in each."""
     texts: dict[tuple[str, str], list[tuple[int, tuple[str | None, ...]]]] = defaultdict(list)
     for number, trial in enumerate(trials):
-        said = zip(*([answer for _, _, answer in own] for own in trial.values()), strict=True)
-        for (text, label, _), answers in zip(next(iter(trial.values())), said, strict=True):
-            texts[text, label].append((number, answers))
+        for same in zip(*trial.values(), strict=True):  # what the models answered to one text
+            text, label, _ = same[0]
+            texts[text, label].append((number, tuple(answer for _, _, answer in same)))
     return {key: tuple(seen) for key, seen in texts.items()}
 
 
@@ -268,48 +201,40 @@ def compare(
     `trials` holds each trial's answers by model, `macro_f1` each model's scores by trial.
     """
     found = []
-    for first, second in combinations(macro_f1, 2) if pairs is None else pairs:
+    for pair in combinations(macro_f1, 2) if pairs is None else pairs:
+        first, second = pair
         shared = [k for k in trials if first in trials[k] and second in trials[k]]
-        if shared:
-            found.append(_compare(first, second, shared, trials, macro_f1, labels))
+        if not shared:
+            continue
+        answers = [{name: trials[k][name] for name in pair} for k in shared]
+        draws, texts = bootstrap(answers, labels), _by_text(answers)
+        differences = draws[first] - draws[second]
+        means = [float(np.mean([macro_f1[name][k] for k in shared])) for name in pair]
+        difference = means[0] - means[1]
+        ahead = [
+            sum((one == label) - (other == label) for _, (one, other) in seen)
+            for (_, label), seen in texts.items()
+        ]
+        only_first, only_second = sum(n > 0 for n in ahead), sum(n < 0 for n in ahead)
+        p_value = mcnemar(only_first, only_second)
+        found.append(
+            Comparison(
+                first=first,
+                second=second,
+                n=len(texts),
+                difference=difference,
+                interval=interval(differences),
+                only_first=only_first,
+                only_second=only_second,
+                p_value=p_value,
+                adjusted_p_value=p_value,  # replaced below, once all are known
+                trials=tuple(shared),
+                partly=bool({*macro_f1[first], *macro_f1[second]} - {*shared}),
+                needed=needed(difference, float(differences.std(ddof=1)), len(texts)),
+            )
+        )
     adjusted = holm([one.p_value for one in found])
     return [replace(one, adjusted_p_value=p) for one, p in zip(found, adjusted, strict=True)]
-
-
-def _compare(
-    first: str,
-    second: str,
-    shared: Sequence[int],
-    trials: Mapping[int, Mapping[str, Answers]],
-    macro_f1: Mapping[str, Mapping[int, float]],
-    labels: Sequence[str],
-) -> Comparison:
-    """Compare two models on the trials that both have; the p-value is not adjusted yet."""
-    texts = _by_text([{name: trials[k][name] for name in (first, second)} for k in shared])
-    draws = _draw(texts, [first, second], len(shared), labels, RESAMPLES)
-    differences = draws[first] - draws[second]
-    means = [float(np.mean([macro_f1[name][k] for k in shared])) for name in (first, second)]
-    difference = means[0] - means[1]
-    ahead = [
-        sum((one == label) - (other == label) for _, (one, other) in seen)
-        for (_, label), seen in texts.items()
-    ]
-    only_first, only_second = (sum(n > 0 for n in ahead), sum(n < 0 for n in ahead))
-    p_value = mcnemar(only_first, only_second)
-    return Comparison(
-        first=first,
-        second=second,
-        n=len(texts),
-        difference=difference,
-        interval=interval(differences),
-        only_first=only_first,
-        only_second=only_second,
-        p_value=p_value,
-        adjusted_p_value=p_value,
-        trials=tuple(shared),
-        partly=bool({*macro_f1[first], *macro_f1[second]} - {*shared}),
-        needed=needed(difference, float(differences.std(ddof=1)), len(texts)),
-    )
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -345,5 +270,5 @@ def needed(difference: float, standard_error: float, n: int) -> int | None:
     exact = n * (z * standard_error / difference) ** 2
     if exact > 1e9:
         return None
-    unit: int = 10 ** max(0, math.floor(math.log10(max(exact, 1))) - 1)
+    unit: int = 10 ** max(0, len(str(int(exact))) - 2)
     return math.ceil(exact / unit) * unit

@@ -16,7 +16,7 @@ from tgsent.modeling.loading import LoadedModel
 from tgsent.modeling.prompts import PromptEncoder, choose_shots
 from tgsent.progress import Quiet
 from tgsent.records import Example, Split
-from tgsent.training import adapters, devices, loop, memory
+from tgsent.training import adapters, loop, memory
 from tgsent.training.recipe import resolve
 
 _MEASURED = 5
@@ -46,13 +46,13 @@ def measure(spec: TrialSpec, split: Split) -> Cost:
     linear in its padded tokens, so batches of several lengths are measured. The longest is among
     them; TrialError is raised where the memory does not suffice for it.
     """
-    accelerator = devices.make_accelerator(spec.training)
+    accelerator = loop.make_accelerator(spec.training)
     started = time.perf_counter()
     init = "tiny" if spec.training.init == "tiny" else "random"
     training = spec.training.model_copy(update={"init": init})
     spec = spec.model_copy(update={"training": training})
     set_seed(spec.seed)
-    with memory.allocation_errors(spec, "loading"):
+    with memory.allocation_errors("loading"):
         loaded = loading.load(spec, split.train)
     speedups.apply(loaded.model)
     shots = choose_shots(split.train, spec)
@@ -63,15 +63,14 @@ def measure(spec: TrialSpec, split: Split) -> Cost:
     parameters = loaded.model.num_parameters()
     recipe = resolve(training, loaded.family, parameters, len(examples))
     recipe = replace(recipe, learning_rate=1e-9, weight_decay=0.0)  # the weights stay as they are
-    collate = loop.collator(loaded, recipe)
-    with memory.allocation_errors(spec, "training"):
+    with memory.allocation_errors("training"):
         merge = adapters.prepare(loaded.model, training)
-        state = loop.prepare(loaded.model, recipe, accelerator)
+        state = loop.prepare(loaded, recipe, accelerator)
         state.model.train()
 
         def step(batch: Sequence[int]) -> float:
             begun = time.perf_counter()
-            loop.take_step(state, [examples[i] for i in batch], collate, recipe, 1e-9)
+            loop.take_step(state, [examples[i] for i in batch], 1e-9)
             return time.perf_counter() - begun
 
         batches = loop.epoch_batches(
@@ -105,7 +104,7 @@ def _evaluation_seconds(
         return time.perf_counter() - begun
 
     letters = [_padded([len(example.text) for example in part], None) for part in parts]
-    with memory.allocation_errors(spec, "evaluation"):
+    with memory.allocation_errors("evaluation"):
         return _extrapolated(letters, lambda k: answer(parts[k]))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 
+from accelerate.utils import release_memory
+
 from tgsent.backends import TrialFolders
 from tgsent.backends.registry import backend_of
 from tgsent.config import EngineConfig, TrialSpec
@@ -15,7 +17,7 @@ from tgsent.progress import Quiet
 from tgsent.records import Failure, Split
 from tgsent.runs.folder import RunFolder
 from tgsent.runs.metrics import TrialMetrics, TrialResult
-from tgsent.training import distributed, interrupts, memory
+from tgsent.training import distributed, interrupts
 
 
 class LocalEngine:
@@ -45,7 +47,7 @@ class LocalEngine:
                                 outcome = trial.failure(spec, error)
                         ended = trial.write(spec, outcome, context, places.model)
             yield spec, ended
-            memory.release()  # before the next model is loaded
+            release_memory()  # before the next model is loaded
 
 
 @contextlib.contextmanager

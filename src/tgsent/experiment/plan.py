@@ -173,7 +173,7 @@ def plan_model(spec: TrialSpec, split: Split) -> ModelPlan:
     test_tokens = sum(map(len, test))
     answer_tokens = len(test) * max(map(len, encoder.targets.values()))
     reading, writing = matrix_parameters(loaded.model)
-    least = memory.estimate(loaded.model, training)
+    trainable_parameters, memory_bytes = memory.estimate(loaded.model, training)
     prompt, target = loaded.decode(train[0].prompt), loaded.decode(train[0].target)
     if loaded.family.is_seq2seq:
         prompt += " ->"
@@ -195,8 +195,8 @@ def plan_model(spec: TrialSpec, split: Split) -> ModelPlan:
         padding=recipe.padding,
         precision=recipe.precision,
         parameters=parameters,
-        trainable_parameters=least.trainable_parameters,
-        memory_bytes=least.bytes,
+        trainable_parameters=trainable_parameters,
+        memory_bytes=memory_bytes,
         training_tokens=recipe.epochs * (read + written),
         truncated=truncated,
         training_flop=6.0 * recipe.epochs * (reading * read + writing * written),

@@ -65,7 +65,7 @@ class Classifier:
             yield numbers.popleft(), prediction
 
     def _answer(self, window: Sequence[Example], progress: Progress) -> Iterator[Prediction]:
-        with memory.allocation_errors(self.spec, "evaluation"):
+        with memory.allocation_errors("evaluation"):
             answers = classify(self.loaded, self.encoder, window, self.spec, progress, self.prior)
             if self.spec.evaluation.decoding == "score":
                 yield from answers

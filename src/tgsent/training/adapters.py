@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from collections.abc import Callable
-from functools import partial
 
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tgsent.config import LoraConfig, TrainingConfig
-from tgsent.errors import ConfigError, UnavailableError
-
-
-def check(training: TrainingConfig) -> None:
-    """Raise UnavailableError where adapters are configured and peft is not installed."""
-    if training.lora is not None and importlib.util.find_spec("peft") is None:
-        raise UnavailableError(
-            "training.lora: needs the package peft, which is not installed\n"
-            "install it with: pip install 'tgsent[lora]'"
-        )
+from tgsent.errors import ConfigError
 
 
 def prepare(model: PreTrainedModel, training: TrainingConfig) -> Callable[[], object]:
@@ -34,19 +23,28 @@ def prepare(model: PreTrainedModel, training: TrainingConfig) -> Callable[[], ob
         model.get_input_embeddings().requires_grad_(False)
     merge = _add_adapters(model, training.lora) if training.lora else lambda: None
     if training.gradient_checkpointing:
-        _checkpoint(model)
+        if not model.supports_gradient_checkpointing:
+            raise ConfigError(
+                "training.gradient_checkpointing: models of the kind"
+                f' "{model.config.model_type}" do not support it'
+            )
+        # the name in older versions of transformers 5 is gradient_checkpointing_enable
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+        model.disable_input_require_grads()  # the reentrant kind alone needs these gradients
     return merge
 
 
-def count(model: nn.Module) -> int:
-    """Return the number of parameters that training changes; shared ones count once."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
 def _add_adapters(model: PreTrainedModel, lora: LoraConfig) -> Callable[[], object]:
-    """Put adapters on the layers that `lora.target` names, and freeze the rest."""
+    """Put adapters on the layers that `lora.target` names, freeze the rest; return the merge."""
     import peft  # takes seconds to import, and not everyone has it
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as ATTENTION
 
+    if lora.target == "attention" and model.config.model_type not in ATTENTION:
+        raise ConfigError(
+            "training.lora.target: peft names no attention layers for models of the kind"
+            f' "{model.config.model_type}"; take all-linear, or name the layers'
+        )
     config = peft.LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
@@ -55,37 +53,41 @@ def _add_adapters(model: PreTrainedModel, lora: LoraConfig) -> Callable[[], obje
         # GPT-2's layers hold their weights the other way round
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
-    try:
-        # the bare tuner, not get_peft_model: the model stays of its own class
-        adapters = peft.LoraModel(model, config, "default")
-    except ValueError as error:
-        if lora.target != "attention":
-            raise
-        raise ConfigError(
-            "training.lora.target: peft names no attention layers for models of the kind"
-            f' "{model.config.model_type}"; take all-linear, or name the layers'
-        ) from error
-    return partial(_merge, model, adapters.merge_and_unload)
-
-
-def _merge(model: PreTrainedModel, merge_and_unload: Callable[[], object]) -> None:
-    """Merge adapters into the weights, and keep the embeddings tied as they are.
-
-    peft compares the output head with the encoder's embeddings. T5Gemma ties its head to the
-    decoder's, so that peft would wrongly mark it as untied.
-    """
+    # the bare tuner, not get_peft_model: the model stays of its own class
+    adapters = peft.LoraModel(model, config, "default")
     tied = model.config.tie_word_embeddings
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied")
-        merge_and_unload()
-    model.config.tie_word_embeddings = tied
+
+    def merge() -> None:
+        # peft compares the output head with the encoder's embeddings. T5Gemma ties its head to the
+        # decoder's, so that peft would wrongly mark it as untied
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied")
+            adapters.merge_and_unload()
+        model.config.tie_word_embeddings = tied
+
+    return merge
 
 
 def _target_modules(model: PreTrainedModel, lora: LoraConfig) -> list[str] | None:
-    """Return the names of the layers of `lora.target`; None for those that peft names itself."""
+    """Return the names of the layers of `lora.target`; None for those that peft names itself.
+
+    The output head is none of them, nor are three projections of a Mamba layer: its kernels read
+    their weights directly, and would bypass an adapter.
+    """
     if lora.target == "attention":
         return None
-    linear = _linear_layers(model)
+    head = model.get_output_embeddings()
+    fused = {
+        f"{name}.{projection}"
+        for name, module in model.named_modules()
+        if hasattr(module, "conv1d")
+        for projection in ("x_proj", "dt_proj", "out_proj")
+    }
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head and name not in fused
+    ]
     if lora.target == "all-linear":
         return linear
     for target in lora.target:
@@ -96,37 +98,3 @@ def _target_modules(model: PreTrainedModel, lora: LoraConfig) -> list[str] | Non
                 f' linear layer "{target}"; there are {known}'
             )
     return list(lora.target)
-
-
-def _linear_layers(model: PreTrainedModel) -> list[str]:
-    """Return the names of all linear layers but the output head.
-
-    Three projections of a Mamba layer are excluded: its kernels read their weights directly, and
-    would bypass an adapter.
-    """
-    head = model.get_output_embeddings()
-    fused = {
-        f"{name}.{projection}"
-        for name, module in model.named_modules()
-        if hasattr(module, "conv1d")
-        for projection in ("x_proj", "dt_proj", "out_proj")
-    }
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-        and not (head is not None and module.weight is head.weight)
-        and name not in fused
-    ]
-
-
-def _checkpoint(model: PreTrainedModel) -> None:
-    if not model.supports_gradient_checkpointing:
-        raise ConfigError(
-            "training.gradient_checkpointing: models of the kind"
-            f' "{model.config.model_type}" do not support it'
-        )
-    # the name in older versions of transformers 5 is gradient_checkpointing_enable
-    enable = getattr(model, "activation_checkpointing_enable", None)
-    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
-    model.disable_input_require_grads()  # the reentrant kind alone needs these gradients

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -17,29 +16,38 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tgsent import files
-from tgsent.records import Progress
+from tgsent.modeling.batches import Batch
+from tgsent.records import Encoded, LogRow, Progress
 from tgsent.training import distributed
+from tgsent.training.recipe import Recipe
 
 _FORMAT = 1
 _KEPT = 2
-_COUNTERS = ("step", "epoch_loss", "seconds", "log")
-"""Fields of TrainState that are plain values."""
 
 
 @dataclass
-class TrainState:
-    """What training changes step by step, and a checkpoint holds."""
+class Position:
+    """How far training has come."""
 
-    model: PreTrainedModel
-    optimizer: torch.optim.Optimizer
-    accelerator: Accelerator
     step: int = 0
     """Optimizer steps taken."""
     epoch_loss: float = 0.0
     """Sum of the losses of this epoch's steps."""
     seconds: float = 0.0
-    log: list[dict[str, Any]] = field(default_factory=list)
+    log: list[LogRow] = field(default_factory=list)
     """The rows of `log.jsonl` so far."""
+
+
+@dataclass
+class TrainState:
+    """A model in training, and what belongs to it."""
+
+    model: PreTrainedModel
+    optimizer: torch.optim.Optimizer
+    accelerator: Accelerator
+    recipe: Recipe
+    collate: Callable[[Sequence[Encoded]], Batch]
+    position: Position = field(default_factory=Position)
 
 
 @dataclass
@@ -52,7 +60,6 @@ class Checkpoints:
     seconds: float
     """The most training that a kill may cost."""
     _saved: float = field(default_factory=time.monotonic, init=False)
-    _written: Path | None = field(default=None, init=False)
 
     @property
     def due(self) -> bool:
@@ -64,27 +71,24 @@ class Checkpoints:
 
         The last two are kept. Raises StorageError where it cannot be written.
         """
-        path = self.folder / f"step-{state.step:09d}.safetensors"
-        if path == self._written:
+        path = self.folder / f"step-{state.position.step:09d}.safetensors"
+        if path.exists():
             return
-        others = [older for older in self._newest_first() if older != path]
         with files.storage_errors(path):
-            for older in others[_KEPT - 1 :]:
-                older.unlink()
-            for stale in self.folder.glob(".*.tmp"):  # of a killed run
-                stale.unlink()
+            stale = self.folder.glob(".*.tmp")  # of a killed run
+            for old in (*self._newest_first()[_KEPT - 1 :], *stale):
+                old.unlink()
         tensors = _tensors(state)
         about = {
             "format": _FORMAT,
             "identity": self.identity,
-            "position": _counters(state),
+            "position": vars(state.position),
             "scaler": scaler.state_dict() if (scaler := state.accelerator.scaler) else None,
-            "tensors": sorted(tensors),
         }
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        size = sum(tensor.nbytes for tensor in tensors.values())
         with files.replacing(path, size) as temporary:
             save_file(tensors, temporary, {key: json.dumps(value) for key, value in about.items()})
-        self._saved, self._written = time.monotonic(), path
+        self._saved = time.monotonic()
 
     def restore(self, state: TrainState, progress: Progress) -> None:
         """Load the newest usable checkpoint into `state`, where there is one.
@@ -96,25 +100,28 @@ class Checkpoints:
             try:
                 with safe_open(path, "pt") as file:
                     about = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
-                    _check(about, file, self.identity, state.model)
                     # copies: else the file would stay mapped, and its space taken, to the end
                     tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            except (SafetensorError, ValueError, KeyError, TypeError) as error:
-                progress.line(f"{path}: this checkpoint cannot be used: {error}")
+            except (SafetensorError, ValueError):  # damaged
+                about, tensors = {}, {}
+            shapes = {name: tensor.shape for name, tensor in tensors.items()}
+            if (about.get("format"), about.get("identity")) != (_FORMAT, self.identity) or any(
+                shapes.get(f"model.{name}") != t.shape for name, t in _trained(state.model)
+            ):
+                progress.line(
+                    f"{path}: this checkpoint cannot be used: it is damaged, or of other settings,"
+                    " other texts or another model"
+                )
                 path.unlink()
                 continue
-            _load(state, about["position"], tensors)
+            _load(state, Position(**about["position"]), tensors)
             # of fp16's gradients; earlier versions kept it beside the random numbers
             scaler = about.get("scaler") or about.get("random", {}).get("scaler")
             if state.accelerator.scaler and scaler:
                 state.accelerator.scaler.load_state_dict(scaler)
             torch.set_rng_state(tensors["random.cpu"])
-            device = state.accelerator.device
-            if device.type == "cuda" and "random.cuda" in tensors:
-                torch.cuda.set_rng_state(tensors["random.cuda"], device)
-            elif device.type != "cpu":  # the run was moved here from another device
-                progress.line(f"random numbers on {device.type} differ from those before the stop")
-            self._written = path
+            if state.accelerator.device.type == "cuda" and "random.cuda" in tensors:
+                torch.cuda.set_rng_state(tensors["random.cuda"], state.accelerator.device)
             return
 
     def _newest_first(self) -> list[Path]:
@@ -128,16 +135,16 @@ def synchronize(state: TrainState, seed: int) -> None:
     """
     if distributed.world_size() == 1:
         return
-    counters = distributed.broadcast(_counters(state))
-    tensors = _tensors(state) if distributed.is_main() else {}
-    tensors = distributed.broadcast_tensors(tensors, state.accelerator.device)
+    position = distributed.broadcast(state.position)
+    own = _tensors(state)
+    # one by one, to bound the memory for copies
+    tensors = {
+        name: distributed.broadcast(own[name].cpu() if distributed.is_main() else torch.empty(0))
+        for name in distributed.broadcast(list(own))
+    }
     if not distributed.is_main():
-        _load(state, counters, tensors)
-        torch.manual_seed(hash((seed, state.step, distributed.rank())))
-
-
-def _counters(state: TrainState) -> dict[str, Any]:
-    return {name: getattr(state, name) for name in _COUNTERS}
+        _load(state, position, tensors)
+        torch.manual_seed(hash((seed, position.step, distributed.rank())))
 
 
 def _trained(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -157,22 +164,8 @@ def _tensors(state: TrainState) -> dict[str, Tensor]:
     return tensors
 
 
-def _check(about: dict[str, Any], file: Any, identity: dict[str, str], model: nn.Module) -> None:
-    """Raise ValueError for a checkpoint of something else, before anything of it is loaded."""
-    if about.get("format") != _FORMAT:
-        raise ValueError("it is of another version of tgsent")
-    if about["identity"] != identity:
-        raise ValueError("it is of other settings, other texts or another model")
-    shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  no dict
-    if any(shapes.get(f"model.{name}") != list(tensor.shape) for name, tensor in _trained(model)):
-        raise ValueError("it is of a model of another shape")
-    if sorted(shapes) != about["tensors"] or set(about["position"]) != set(_COUNTERS):
-        raise ValueError("some of it is missing")
-
-
-def _load(state: TrainState, counters: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    for name in _COUNTERS:
-        setattr(state, name, counters[name])
+def _load(state: TrainState, position: Position, tensors: dict[str, Tensor]) -> None:
+    state.position = position
     for name, tensor in _trained(state.model):
         tensor.copy_(tensors[f"model.{name}"])
     moments: dict[int, dict[str, Tensor]] = {}

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
-from tgsent.errors import ConfigError, ProcessLostError
+from tgsent.errors import ConfigError, ProcessLostError, reason
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the command line imports this module
-    import torch
     from torch import Tensor
 
 _T = TypeVar("_T")
 
 _TIMEOUT = timedelta(days=30)  # the others wait as long as the main process works alone
-_LARGE = 2**20  # numbers in a tensor that is sent by itself, without being copied
 
 _unfinished: list[object] = []
 """Work that was begun and not finished. Process-wide, as a process is one of them as a whole."""
@@ -47,12 +45,10 @@ def is_main() -> bool:
 
 
 def connect(*, on_cpu: bool) -> None:
-    """Wait until all processes are connected, to compute on CPUs or on accelerators.
+    """Wait until all of several processes are connected, to compute on CPUs or on accelerators.
 
     Raises ConfigError for a setup that tgsent does not support.
     """
-    if world_size() == 1:
-        return
     from accelerate import PartialState
     from accelerate.utils import DistributedType
 
@@ -112,23 +108,6 @@ def broadcast(value: _T) -> _T:
     return values[0]
 
 
-def broadcast_tensors(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Return the main process's tensors, sent one by one to bound the memory for copies."""
-    import torch
-
-    layout = broadcast({name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()})
-    received = {}
-    for name, (shape, dtype) in layout.items():
-        received[name] = (
-            tensors[name].to(device)
-            if is_main()
-            else torch.empty(shape, dtype=dtype, device=device)
-        )
-        with _errors():
-            torch.distributed.broadcast(received[name], src=0)
-    return received
-
-
 def gather(value: _T) -> list[_T]:
     """Return the values of all processes, by rank."""
     if world_size() == 1:
@@ -140,50 +119,27 @@ def gather(value: _T) -> list[_T]:
     return values
 
 
-def sums(*numbers: float) -> list[float]:
-    """Add up each number over all processes."""
-    if world_size() == 1:
-        return list(numbers)
-    import torch
-    from accelerate import PartialState
-
-    tensor = torch.tensor(numbers, dtype=torch.float64, device=PartialState().device)
-    all_reduce([tensor])
-    return [float(number) for number in tensor]
-
-
 def all_reduce(tensors: Sequence[Tensor]) -> None:
     """Replace each tensor by its sum over all processes; all have one data type."""
     if world_size() == 1:
         return
     import torch
+    from torch.nn.utils import vector_to_parameters
 
-    large = [tensor for tensor in tensors if tensor.numel() >= _LARGE and tensor.is_contiguous()]
-    small = [tensor for tensor in tensors if tensor.numel() < _LARGE or not tensor.is_contiguous()]
+    together = torch.cat([tensor.flatten() for tensor in tensors])  # as each message costs time
     with _errors():
-        for tensor in large:
-            torch.distributed.all_reduce(tensor)
-        if small:  # in one message, as each costs some time
-            flat = torch.cat([tensor.flatten() for tensor in small])
-            torch.distributed.all_reduce(flat)
-            parts = torch.split(flat, [tensor.numel() for tensor in small])
-            for tensor, part in zip(small, parts, strict=True):
-                tensor.copy_(part.view_as(tensor))
+        torch.distributed.all_reduce(together)
+    vector_to_parameters(together, tensors)
 
 
 @contextlib.contextmanager
 def _errors() -> Iterator[None]:
     """Raise ProcessLostError for what torch raises where another process has ended."""
-    import torch
-
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except (RuntimeError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ProcessLostError(
-            f"another of the {world_size()} processes has ended or lost touch: {reason}\n"
+            f"another of the {world_size()} processes has ended or lost touch: {reason(error)}\n"
             "what was finished is kept, and the same command, with as many processes as you like,"
             " goes on from the last checkpoint"
         ) from error

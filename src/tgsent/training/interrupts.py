@@ -12,8 +12,6 @@ from types import FrameType
 
 from tgsent.training import distributed
 
-_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
-
 SECONDS_TO_STOP = 8.0
 """A step or a file that takes longer than this to finish is left unfinished."""
 
@@ -44,20 +42,19 @@ def handled() -> Iterator[None]:
     watch.daemon = True
 
     def handle(_number: int, _frame: FrameType | None) -> None:
-        if _state.requested:
-            if distributed.world_size() == 1:
-                _leave()
-            return
-        _state.requested = True
-        watch.start()
-        if not _state.deferring:
-            raise KeyboardInterrupt
+        if not _state.requested:
+            _state.requested = True
+            watch.start()
+            if not _state.deferring:
+                raise KeyboardInterrupt
+        elif distributed.world_size() == 1:
+            _leave()
 
-    before = {}
-    for name in _SIGNALS:
-        number = getattr(signal, name, None)  # no SIGHUP on Windows
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-            before[number] = signal.signal(number, handle)
+    before = {
+        number: signal.signal(number, handle)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield
     finally:

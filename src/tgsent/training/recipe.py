@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -58,10 +59,29 @@ class Recipe:
         """Optimizer steps of all epochs."""
         return self.epochs * self.steps_per_epoch
 
+    def rate_at(self, step: int) -> float:
+        """Return the learning rate of a step: linear up from 0, then linear down to 0."""
+        warmup, total = self.warmup_steps, self.total_steps
+        falling = max(0.0, (total - step) / max(1, total - warmup))
+        return self.learning_rate * (step / warmup if step < warmup else falling)
+
     @property
     def padding(self) -> Literal["longest", "max_tokens"]:
         """Return the value of `training.padding` that this is."""
         return "longest" if self.pad_to is None else "max_tokens"
+
+
+def check_installed(training: TrainingConfig) -> None:
+    """Raise UnavailableError where a package that the settings need is not installed."""
+    packages: dict[str, str] = {name: name for name in training.report_to}
+    if training.lora is not None:
+        packages["lora"] = "peft"
+    missing = {e: name for e, name in packages.items() if not importlib.util.find_spec(name)}
+    if missing:
+        raise UnavailableError(
+            f"training: {' and '.join(missing.values())} cannot be found;"
+            f" pip install 'tgsent[{','.join(missing)}]' installs what is needed"
+        )
 
 
 def resolve(training: TrainingConfig, family: Family, parameters: int, examples: int) -> Recipe:
@@ -71,17 +91,19 @@ def resolve(training: TrainingConfig, family: Family, parameters: int, examples:
     that this machine does not have.
     """
     steps_per_epoch = math.ceil(examples / training.batch_size)
-    max_grad_norm = 1.0 if training.max_grad_norm == "auto" else training.max_grad_norm
+    warmup = 0.1 if training.warmup_steps == "auto" else training.warmup_steps
+    if warmup < 1:  # a share of all steps
+        warmup = round(warmup * (training.epochs * steps_per_epoch))
     return Recipe(
         precision=resolve_precision(training, resolve_device(training.device)),
         epochs=training.epochs,
         batch_size=training.batch_size,
         parts=training.gradient_accumulation,
         steps_per_epoch=steps_per_epoch,
-        warmup_steps=_warmup_steps(training, training.epochs * steps_per_epoch),
+        warmup_steps=int(warmup),
         learning_rate=_learning_rate(training, family, parameters),
         weight_decay=training.weight_decay,
-        max_grad_norm=max_grad_norm,
+        max_grad_norm=1.0 if training.max_grad_norm == "auto" else training.max_grad_norm,
         counted="padded" if training.loss_on_padding else training.loss,
         pad_to=training.max_tokens if training.padding == "max_tokens" else None,
     )
@@ -89,14 +111,10 @@ def resolve(training: TrainingConfig, family: Family, parameters: int, examples:
 
 def resolve_device(device: str) -> str:
     """Return `cpu`, `cuda` or `mps`; raise UnavailableError where this machine does not have it."""
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if device == "auto":
-        return next(name for name, there in available.items() if there)
-    if not available[device]:
+        return "cuda" if cuda else "mps" if mps else "cpu"
+    if not {"cuda": cuda, "mps": mps, "cpu": True}[device]:
         raise UnavailableError(
             f"training.device: there is no {device} device on this machine;"
             " take what there is with --set training.device=auto"
@@ -141,9 +159,3 @@ def _learning_rate(training: TrainingConfig, family: Family, parameters: int) ->
         return _SEQ2SEQ_LORA if family.is_seq2seq else _CAUSAL_LORA
     table = _SEQ2SEQ if family.is_seq2seq else _CAUSAL
     return next(rate for most, rate in table if parameters <= most)
-
-
-def _warmup_steps(training: TrainingConfig, total_steps: int) -> int:
-    """Return the number of steps; below 1, the setting is a share of all steps."""
-    warmup = 0.1 if training.warmup_steps == "auto" else training.warmup_steps
-    return round(warmup * total_steps) if warmup < 1 else int(warmup)
