@@ -236,5 +236,5 @@ def _kept(file: Path, config: DataConfig) -> Dataset | None:
 def _keep(entry: Path, dataset: Dataset) -> None:
     content = gzip.compress(json.dumps(vars(dataset)).encode(), 1)
     # a sample that cannot be kept only costs the next start some time
-    with contextlib.suppress(OSError), atomic_writer(entry, durable=False) as file:
+    with contextlib.suppress(OSError), atomic_writer(entry) as file:
         file.write(content)
