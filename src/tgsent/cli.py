@@ -29,7 +29,7 @@ from tgsent.errors import (
     StoppedError,
     TgsentError,
     UnavailableError,
-)  # fmt: skip
+)
 from tgsent.files import to_json, write_atomic
 from tgsent.report.formats import Format, render, render_table
 from tgsent.terminal import message, printable
@@ -61,10 +61,6 @@ Exit codes:
   3 something needed cannot be reached;
   130 interrupted (the same command resumes)
 """
-
-_BROKEN_SHOWN = 20
-"""Number of unreadable lines that are reported one by one."""
-
 
 # fmt: off
 Config = Annotated[str, Option(
@@ -234,7 +230,7 @@ def predict(
     def report_unreadable(line: Line) -> None:
         nonlocal broken
         broken += 1
-        if broken <= _BROKEN_SHOWN:
+        if broken <= 20:  # more would fill the screen
             _complain(f"{source}, line {line.number}: {line.problem}")
 
     answers = classifier.classify_lines(lines, report_unreadable, progress)

@@ -67,19 +67,17 @@ def _replacing(path: Path, temporary: Path, *, mode: int) -> Iterator[None]:
 
 
 def to_json(value: object) -> str:
-    """Write a JSON document; raise ValueError for NaN, which JSON does not have.
+    """Write an indented JSON document, as `json_line` writes a line."""
+    return json_line(value, indent=2) + "\n"
 
-    Characters that a terminal would obey are escaped, which changes nothing for a program.
+
+def json_line(value: object, indent: int | None = None) -> str:
+    """Write a value as JSON, in one line unless indented, which is YAML as well.
+
+    Characters that a terminal would obey are escaped, which changes nothing for a program. Raises
+    ValueError for NaN, which JSON does not have.
     """
-    return _escaped(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)) + "\n"
-
-
-def json_line(value: object) -> str:
-    """Write a value as JSON in one line, which is YAML as well."""
-    return _escaped(json.dumps(value, ensure_ascii=False, allow_nan=False))
-
-
-def _escaped(text: str) -> str:
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     return re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 

@@ -90,8 +90,7 @@ class SimpleT5(Backend):
             start = _start(spec, split, folder / "start", progress)
             _lend_model(start, folder / "model")
             (folder / "job.json").write_text(json.dumps(job), "utf-8")
-            with _running(python, folder) as process:
-                worker = _Worker(process, folder, spec.title)
+            with _running(python, folder, spec.title) as worker:
                 log = _follow(worker, spec, split, progress)
                 results = worker.next()
             if folders.model is not None:
@@ -197,7 +196,7 @@ class _Worker:
 
 
 @contextlib.contextmanager
-def _running(python: Path, folder: Path) -> Iterator[subprocess.Popen[str]]:
+def _running(python: Path, folder: Path, title: str) -> Iterator[_Worker]:
     """Run the worker in the context; kill it and its children at the end.
 
     It ends by itself when its standard input closes, also where this process is killed.
@@ -217,7 +216,7 @@ def _running(python: Path, folder: Path) -> Iterator[subprocess.Popen[str]]:
         ) as process,
     ):
         try:
-            yield process
+            yield _Worker(process, folder, title)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
