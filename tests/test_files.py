@@ -11,7 +11,7 @@ import pytest
 
 from tgsent import files
 from tgsent.errors import StorageError
-from tgsent.files import replacing, show_size, storage_errors, to_json, write_atomic
+from tgsent.files import show_size, storage_errors, to_json, write_atomic
 
 
 def relative_files(folder: Path) -> list[str]:
@@ -22,19 +22,17 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*"))
 
 
-def test_nobody_else_can_read_a_file_that_is_being_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_a_file_has_the_permissions_that_the_user_wants(
+    mask: int, mode: int, tmp_path: Path
+) -> None:
     path = tmp_path / "a.json"
-    mask = os.umask(0o022)
+    before = os.umask(mask)
     try:
-        with replacing(path, 3) as temporary:
-            temporary.write_text("new")
-            assert stat.S_IMODE(temporary.stat().st_mode) == 0o600
-        assert stat.S_IMODE(path.stat().st_mode) == 0o644
-        os.umask(0o077)
-        write_atomic(path, "newer")
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        write_atomic(path, "new")
     finally:
-        os.umask(mask)
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == mode
 
 
 def test_a_link_in_place_of_the_temporary_file_is_not_followed(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from tgsent.config import TrialSpec
 from tgsent.experiment.trial import run_trial
 from tgsent.modeling.loading import LoadedModel
-from tgsent.progress import make_progress
+from tgsent.progress import Shown
 from tgsent.records import Encoded, Example, Split
 from tiny_models import Silent, encode, examples, tiny_model, tiny_spec
 
@@ -64,7 +64,7 @@ def test_training_is_much_faster_than_padding_everything():
 def test_progress_takes_less_than_a_hundredth_of_a_step():
     """A step of the smallest models takes 15 ms or more; bars are drawn ten times a second."""
     steps = 3000
-    bars = make_progress(Console(file=io.StringIO(), force_terminal=True), quiet=False)
+    bars = Shown(Console(file=io.StringIO(), force_terminal=True))
     with bars.task("training", steps) as task:
         started = time.process_time()  # of all threads
         for _ in range(steps):

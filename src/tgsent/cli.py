@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import sys
@@ -14,7 +13,7 @@ import typer
 from typer import Argument, Option
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from tgsent.config import RunConfig
     from tgsent.data.dataset import Dataset
@@ -26,19 +25,18 @@ if TYPE_CHECKING:
 from tgsent import __version__
 from tgsent.errors import (
     ConfigError,
-    DataError,
     ProcessLostError,
     StoppedError,
     TgsentError,
     UnavailableError,
 )
+from tgsent.files import to_json, write_atomic
 from tgsent.report.formats import Format, render, render_table
 from tgsent.terminal import message, printable
 from tgsent.training import distributed, interrupts
 
 app = typer.Typer(
     name="tgsent",
-    help="Fine-tune generative language models to classify your texts, and see how good they are.",
     rich_markup_mode=None,  # rich help takes as long to import as everything else
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -63,17 +61,6 @@ Exit codes:
   3 something needed cannot be reached;
   130 interrupted (the same command resumes)
 """
-
-
-_BROKEN_SHOWN = 20
-"""Number of unreadable lines that are reported one by one."""
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"tgsent {__version__}")
-        raise typer.Exit
-
 
 # fmt: off
 Config = Annotated[str, Option(
@@ -106,7 +93,7 @@ RunDir = Annotated[Path, Argument(metavar="RUN_DIR", help="A folder that a run w
 RunDirs = Annotated[list[Path], Argument(
     metavar="RUN_DIR...", help="Folders that runs wrote, such as runs/default.")]
 Texts = Annotated[list[str] | None, Argument(metavar="[TEXT]...", help="Texts to classify.")]
-TextFile = Annotated[str | None, Option(
+TextFile = Annotated[typer.FileBinaryRead | None, Option(
     "--file", metavar="FILE|-",
     help="A file with a text on each line, or .csv, .tsv or .jsonl; - is standard input.")]
 Column = Annotated[str | None, Option(
@@ -120,15 +107,16 @@ OutputFormat = Annotated[Format | None, Option(
 OutputFile = Annotated[Path | None, Option("-o", metavar="FILE", help="Write to a file.")]
 Rebuild = Annotated[bool, Option(
     "--fresh", help="Make it anew, even where it is there and works.")]
-Version = Annotated[bool, Option(
-    "--version", callback=_show_version, is_eager=True, help="Show the version.")]
+Version = Annotated[bool, Option("--version", help="Show the version.")]
 # fmt: on
 
 
 @app.callback(epilog="Start with: tgsent run -c smoke", invoke_without_command=True)
 def _tgsent(context: typer.Context, version: Version = False) -> None:
     """Fine-tune generative language models to classify your texts, and see how good they are."""
-    del version  # its callback has shown it
+    if version:
+        typer.echo(f"tgsent {__version__}")
+        raise typer.Exit
     if distributed.world_size() > 1 and context.invoked_subcommand != "run":
         raise ConfigError(f"tgsent {context.invoked_subcommand or ''} is for one process")
     if context.invoked_subcommand is None:
@@ -136,9 +124,7 @@ def _tgsent(context: typer.Context, version: Version = False) -> None:
         raise typer.Exit(2)
 
 
-@app.command(
-    name="run", epilog=_EXAMPLES, short_help="Fine-tune and score models on the same splits."
-)
+@app.command(epilog=_EXAMPLES)
 def run(
     config: Config = "default",
     model: Models = None,
@@ -152,7 +138,7 @@ def run(
     quiet: IsQuiet = False,
     fresh: Fresh = False,
 ) -> None:
-    """Fine-tune and score the models of a config on the same splits.
+    """Fine-tune and score models on the same splits.
 
     The same command again goes on where the last one stopped.
     """
@@ -173,7 +159,12 @@ def run(
         follow(settings.engine)
         return
     with distributed.leading():
-        dataset, splits = _texts(settings, progress, quiet=quiet)
+        from tgsent.data.splits import TrialSplits
+
+        dataset = _dataset(settings, progress)
+        splits = TrialSplits(dataset, settings)
+        for note in () if quiet else dataset.notes(splits.summaries):
+            _complain(note)
         if dry_run:
             _print_plan(settings, dataset, splits, as_json=as_json)
             return
@@ -187,26 +178,21 @@ def run(
     _print_results(results, as_json=as_json, quiet=quiet, only=only or ())
 
 
-def _texts(settings: RunConfig, progress: Progress, *, quiet: bool) -> tuple[Dataset, TrialSplits]:
-    """Read the texts, split them, and print notes about them."""
+def _dataset(settings: RunConfig, progress: Progress) -> Dataset:
+    """Read the texts; where they are not available, report also the models that are not."""
     from tgsent.data.dataset import load_dataset
-    from tgsent.data.splits import TrialSplits
 
     try:
-        dataset = load_dataset(settings.data, progress)
-    except UnavailableError as error:
+        return load_dataset(settings.data, progress)
+    except UnavailableError:
         from tgsent.experiment.execute import missing_models
 
         for missing in missing_models(settings):
             _complain(str(missing))
-        raise error from None
-    splits = TrialSplits(dataset, settings)
-    for note in () if quiet else dataset.notes(splits.summaries):
-        _complain(note)
-    return dataset, splits
+        raise
 
 
-@app.command(name="predict", short_help="Classify new texts with a model that a run kept.")
+@app.command()
 def predict(
     run_dir: RunDir,
     texts: Texts = None,
@@ -217,38 +203,39 @@ def predict(
     as_json: AsJsonLines = False,
     quiet: IsQuiet = False,
 ) -> None:
-    """Classify new texts with a model that a run kept (output.save_model).
+    """Classify new texts with a model that a run kept.
 
-    Writes the line that a text is on, the text, its predicted label, what the model generated, and
-    the probability of every label, in the order of the input. Lines that cannot be read are
-    reported, and the rest is classified.
+    Runs keep models as output.save_model says. Writes the line that a text is on, the text, its
+    predicted label, what the model generated, and the probability of every label, in the order of
+    the input. Lines that cannot be read are reported, and the rest is classified.
     """
     if bool(texts) == (file is not None):
         raise ConfigError("expected either texts or --file")
+    from tgsent.data.texts import given, read
     from tgsent.runs import stored
 
     run = stored.read(run_dir)  # before standard input is waited for
+    source = file.name if file else "the command"
+    lines = read(file, source, column) if file else given(texts or ())
+    # an error about the whole file comes before the model is loaded
+    lines = itertools.chain([*itertools.islice(lines, 1)], lines)
+    progress = _progress(quiet=quiet)
+    from tgsent.experiment.predict import load
+    from tgsent.runs.formats import prediction_lines
+
+    classifier = load(run, model, trial)
+    progress.line(f"{classifier.spec.title}, kept in {run.paths[0]}")
     broken = 0
 
     def report_unreadable(line: Line) -> None:
         nonlocal broken
         broken += 1
-        if broken <= _BROKEN_SHOWN:
+        if broken <= 20:  # more would fill the screen
             _complain(f"{source}, line {line.number}: {line.problem}")
 
-    with contextlib.ExitStack() as stack:
-        source, lines = _lines(texts or (), file, column, stack)
-        first = next(lines, None)  # an error about the whole file comes before the model is loaded
-        lines = itertools.chain([] if first is None else [first], lines)
-        progress = _progress(quiet=quiet)
-        from tgsent.experiment.predict import load
-        from tgsent.runs.formats import prediction_lines
-
-        classifier = load(run, model, trial)
-        progress.line(f"{classifier.spec.title}, kept in {run.paths[0]}")
-        answers = classifier.classify_lines(lines, report_unreadable, progress)
-        for written in prediction_lines(answers, classifier.spec, as_json=as_json):
-            sys.stdout.write(printable(written) if sys.stdout.isatty() else written)
+    answers = classifier.classify_lines(lines, report_unreadable, progress)
+    for written in prediction_lines(answers, classifier.spec, as_json=as_json):
+        sys.stdout.write(printable(written) if sys.stdout.isatty() else written)
     if (cut := classifier.encoder.truncated) and not quiet:
         _complain(f"texts truncated to training.max_tokens: {cut:,}")
     if broken:
@@ -256,35 +243,17 @@ def predict(
         raise typer.Exit(1)
 
 
-def _lines(
-    texts: Sequence[str], file: str | None, column: str | None, stack: contextlib.ExitStack
-) -> tuple[str, Iterator[Line]]:
-    """Return the name of the input and its lines; `stack` closes the file."""
-    from tgsent.data.texts import given, read
-
-    if file is None:
-        if column is not None:
-            raise ConfigError("--column: is for --file")
-        return "the command", given(texts)
-    if file == "-":
-        return "standard input", read(sys.stdin.buffer, "standard input", column)
-    try:
-        return file, read(stack.enter_context(Path(file).open("rb")), file, column)
-    except OSError as error:
-        raise DataError(f"--file: {file}: {error.strerror}") from None
-
-
-@app.command(name="report", short_help="Show the results of a run, or of several side by side.")
+@app.command()
 def report(run_dirs: RunDirs, form: OutputFormat = None, output: OutputFile = None) -> None:
-    """Show the results of a run, or of several in one table where they tested the same texts.
+    """Show the results of a run, or of several side by side.
 
-    Works while a run is going on, and on a run of another machine.
+    Several runs must have tested the same texts. Works while a run is going on, and on a run of
+    another machine.
     """
     from tgsent.report import results
     from tgsent.runs import stored
 
-    if form is None:
-        form = Format.of_file(output) if output else Format.table
+    form = form or (Format.of_file(output) if output else Format.table)
     run = stored.combine([stored.read(path) for path in run_dirs])
     found = results.of_runs(run)
     if run.left_out:
@@ -292,23 +261,21 @@ def report(run_dirs: RunDirs, form: OutputFormat = None, output: OutputFile = No
     if run.manifest.finished is None and len(run.paths) == 1:
         done = sum(map(len, run.trials.values()))
         _complain(f"the run goes on or was stopped: {done} of {run.planned} trials are finished")
-    if output is not None:
-        from tgsent.files import write_atomic
-
-        write_atomic(output, render(found, run, form, to_terminal=False))
-        return
-    to_terminal = sys.stdout.isatty()
+    to_terminal = output is None and sys.stdout.isatty()
     content = render(found, run, form, to_terminal=to_terminal)
-    is_raw = to_terminal and form is not Format.table
-    sys.stdout.write(printable(content) if is_raw else content)
+    if output is not None:
+        write_atomic(output, content)
+    else:
+        is_raw = to_terminal and form is not Format.table
+        sys.stdout.write(printable(content) if is_raw else content)
 
 
-@app.command(name="setup-simplet5", short_help="Make the environment of the package SimpleT5.")
+@app.command()
 def setup_simplet5(fresh: Rebuild = False) -> None:
-    """Make the environment that training.backend: simplet5 needs, once for all runs.
+    """Make the environment of the package SimpleT5.
 
-    The package SimpleT5 needs an older transformers than tgsent. Where the environment is there,
-    it is checked, and repaired if it is broken.
+    training.backend: simplet5 needs it, as the package needs an older transformers than tgsent.
+    Where the environment is there, it is checked, and made anew if it is broken.
     """
     from tgsent.backends.simplet5.environment import set_up
 
@@ -328,7 +295,6 @@ def _connect(settings: RunConfig, *, dry_run: bool) -> None:
 
 def _print_results(results: Results, *, as_json: bool, quiet: bool, only: Sequence[str]) -> None:
     """Print results and notes; exit with 1 where trials failed, those of `only` if any."""
-    from tgsent.files import to_json
     from tgsent.report.tables import notes
 
     to_terminal = sys.stdout.isatty()
@@ -337,12 +303,9 @@ def _print_results(results: Results, *, as_json: bool, quiet: bool, only: Sequen
     )
     for note in () if quiet else notes(results):
         _complain(note)
-    failures = [
-        (m.model, f)
-        for m in results.models
-        for f in m.failed
-        if not only or f"{m.model}:{f.trial}" in only
-    ]
+    failures = [(row.model, failure) for row in results.models for failure in row.failed]
+    if only:
+        failures = [one for one in failures if f"{one[0]}:{one[1].trial}" in only]
     for name, failure in failures:
         _complain(f"{name} trial {failure.trial} failed: {failure.reason}")
     if failures:
@@ -354,7 +317,6 @@ def _print_plan(
 ) -> None:
     from tgsent.experiment.plan import make_plan
     from tgsent.experiment.plan_text import to_text
-    from tgsent.files import to_json
 
     plan, missing = make_plan(settings, dataset, splits)
     sys.stdout.write(to_json(plan.to_json()) if as_json else printable(to_text(plan)))
@@ -373,9 +335,9 @@ def _progress(*, quiet: bool) -> Progress:
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
     from rich.console import Console
 
-    from tgsent.progress import make_progress
+    from tgsent.progress import Quiet, Shown
 
-    return make_progress(Console(stderr=True), quiet=quiet)
+    return Quiet() if quiet else Shown(Console(stderr=True))
 
 
 def _complain(text: str) -> None:
@@ -383,55 +345,51 @@ def _complain(text: str) -> None:
     typer.echo(f"{who}: {message(text)}", err=True)
 
 
-def _reported_by_another(error: Exception) -> bool:
-    """Check whether another of several processes reports the same."""
-    if isinstance(error, ProcessLostError):
-        return distributed.rank() > 1
-    return not distributed.is_main() and isinstance(error, ConfigError | StoppedError)
-
-
 def main() -> None:
     """Run the command line and exit with the code that the documentation promises."""
     with interrupts.handled():
         code = _run_app()
+    if code == StoppedError.exit_code and distributed.is_main() and "--fresh" in sys.argv:
+        _complain("leave out --fresh to go on, if the old results have been moved aside")
     sys.exit(code)
 
 
 def _run_app() -> int:
     try:
-        code = int(app(standalone_mode=False) or 0)
-    except typer.TyperException as error:  # of the command line itself
-        known = {command.name for command in app.registered_commands}
-        command = "".join(f" {name}" for name in sys.argv[1:2] if name in known)
-        _complain(f"{error.format_message()} (see tgsent{command} --help)")
-        return int(error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
+        code = int(app(prog_name="tgsent", standalone_mode=False) or 0)
+    except KeyboardInterrupt:
         code = StoppedError.exit_code
-    except OSError as error:  # of the output: errors of a run's files say more
-        _complain(f"{error.filename or 'the output'}: {error.strerror}")
-        return TgsentError.exit_code
-    except Exception as error:  # noqa: BLE001  reported in one line, without a traceback
-        if os.environ.get("TGSENT_DEBUG") == "1":
-            typer.echo(message(traceback.format_exc()), err=True)
-        if not isinstance(error, TgsentError):
-            _complain(
-                f"unexpected {type(error).__name__}: {error}\n"
-                "this is a bug in tgsent: set TGSENT_DEBUG=1 for a traceback"
-            )
-            return TgsentError.exit_code
-        if not _reported_by_another(error):
-            _complain(str(error) + (_but_not_fresh() if isinstance(error, StoppedError) else ""))
-        return error.exit_code
+    except Exception as error:  # noqa: BLE001  reported without a traceback
+        return _report(error)
     # Typer may already have turned Ctrl-C into the exit code
     if code == StoppedError.exit_code and distributed.is_main():
         is_run = "run" in sys.argv[1:2]  # no other command keeps anything
-        kept = f"; {interrupts.GOING_ON}{_but_not_fresh()}" if is_run else ""
-        _complain(f"interrupted{kept}")
+        _complain(f"interrupted{f'; {interrupts.GOING_ON}' if is_run else ''}")
     return code
 
 
-def _but_not_fresh() -> str:
-    """Return a warning where the same command would start over once more."""
-    if "--fresh" not in sys.argv:
-        return ""
-    return " (without --fresh, if the old results have been moved aside)"
+def _report(error: Exception) -> int:
+    """Report an error in a few lines; return its exit code."""
+    if os.environ.get("TGSENT_DEBUG") == "1":
+        typer.echo(message(traceback.format_exc()), err=True)
+    if isinstance(error, typer.TyperException):  # of the command line itself
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "tgsent"
+        _complain(f"{error.format_message()} (see {command} --help)")
+    elif isinstance(error, OSError):  # of the output: errors of a run's files say more
+        _complain(f"{error.filename or 'the output'}: {error.strerror}")
+    elif not isinstance(error, TgsentError):
+        _complain(
+            f"unexpected {type(error).__name__}: {error}\n"
+            "this is a bug in tgsent: set TGSENT_DEBUG=1 for a traceback"
+        )
+    elif not _reported_by_another(error):
+        _complain(str(error))
+    return int(getattr(error, "exit_code", TgsentError.exit_code))
+
+
+def _reported_by_another(error: TgsentError) -> bool:
+    """Check whether another of several processes reports the same."""
+    if isinstance(error, ProcessLostError):
+        return distributed.rank() > 1
+    return not distributed.is_main() and isinstance(error, ConfigError | StoppedError)

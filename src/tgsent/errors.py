@@ -1,15 +1,4 @@
-"""The errors that a user may see, each with its exit code.
-
-TgsentError                    1
- ├── ConfigError               2  the command or the config is wrong: nothing was run
- ├── DataError                 2  the data are wrong: nothing was run
- ├── RunFolderError            2  the run folder cannot take this run
- ├── UnavailableError          3  something needed cannot be reached or is not installed
- ├── TrialError                1  one trial failed; the others are kept
- │    └── DivergedError        1  its loss or its weights are not finite
- ├── ProcessLostError          1  another process of this run is gone
- ├── StorageError              1  a file cannot be written; what was finished is kept
- └── StoppedError            130  a signal stopped the run; the same command goes on
+"""The errors that a user may see, each with its exit code (1 unless a class says otherwise).
 
 A message says what is wrong, where, and what to do, in one to three lines.
 """

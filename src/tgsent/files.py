@@ -15,8 +15,6 @@ from typing import Any, BinaryIO
 
 from tgsent.errors import StorageError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-
 
 def write_atomic(path: Path, content: str) -> None:
     """Write a text file whole or not at all; raise StorageError where that cannot be done."""
@@ -29,58 +27,57 @@ def write_atomic(path: Path, content: str) -> None:
 def replacing(path: Path, size: int) -> Iterator[Path]:
     """Yield a file beside `path` to write `size` bytes to; it replaces `path` if all went well.
 
-    Nobody else can read it until then. Raises StorageError where it cannot be written.
+    Raises StorageError where it cannot be written.
     """
     # the name is always the same, so that what a killed run left is overwritten by the next
     temporary = path.with_name(f".{path.name}.tmp")
-    with storage_errors(path, size), _replacing(path, temporary, durable=True):
+    with storage_errors(path, size), _replacing(path, temporary, mode=0o666):
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
 
 
 @contextlib.contextmanager
-def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     """Yield an opened file that replaces `path` if all went well; several processes may do so.
 
-    Nobody else can read it, as the cache holds texts of the user. Only a durable one is sure to be
-    whole after a loss of power. Raises OSError where it cannot be written.
+    Nobody else can read it, as the cache holds texts of the user. Raises OSError where it cannot be
+    written.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    with _replacing(path, temporary, durable=durable), temporary.open("wb") as file:
+    with _replacing(path, temporary, mode=0o600), temporary.open("wb") as file:
         yield file
 
 
 @contextlib.contextmanager
-def _replacing(path: Path, temporary: Path, *, durable: bool) -> Iterator[None]:
+def _replacing(path: Path, temporary: Path, *, mode: int) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary.unlink(missing_ok=True)
     try:
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
         yield
-        if durable:
-            sync(temporary)
+        sync(temporary)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    if durable:
-        _sync_names(path.parent)
+    try:
+        sync(path.parent)  # the new name
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not every file system can do it
+            raise
 
 
 def to_json(value: object) -> str:
-    """Write a JSON document; raise ValueError for NaN, which JSON does not have.
+    """Write an indented JSON document, as `json_line` writes a line."""
+    return json_line(value, indent=2) + "\n"
 
-    Characters that a terminal would obey are escaped, which changes nothing for a program.
+
+def json_line(value: object, indent: int | None = None) -> str:
+    """Write a value as JSON, in one line unless indented, which is YAML as well.
+
+    Characters that a terminal would obey are escaped, which changes nothing for a program. Raises
+    ValueError for NaN, which JSON does not have.
     """
-    return _escaped(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)) + "\n"
-
-
-def json_line(value: object) -> str:
-    """Write a value as JSON in one line, which is YAML as well."""
-    return _escaped(json.dumps(value, ensure_ascii=False, allow_nan=False))
-
-
-def _escaped(text: str) -> str:
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     return re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
@@ -102,53 +99,26 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _sync_names(folder: Path) -> None:
-    """Wait until new names in a folder are on the disk, where the file system supports that."""
-    try:
-        sync(folder)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-
-
 @contextlib.contextmanager
 def storage_errors(path: Path, size: int | None = None) -> Iterator[None]:
     """Turn a failure to write `path` into a StorageError that says what to do."""
     try:
         yield
     except Exception as error:
-        number = _os_error(error)
+        # libraries written in Rust have the system's number of an error only as text
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        number = getattr(error, "errno", None) or (int(found[1]) if found else None)
         if number is None:
             raise
         message = f"{path}: cannot be written: {os.strerror(number)}"
-        if number in _FULL:
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            folder = next(one for one in path.absolute().parents if one.is_dir())
             needed = f"it needs {show_size(size)} and " if size else ""
             message += (
-                f"; {needed}{_free(path)} left there\n"
+                f"; {needed}{show_size(shutil.disk_usage(folder).free)} are left there\n"
                 "what was finished is kept: make room, and the same command does the rest"
             )
         raise StorageError(message) from error
-
-
-def _os_error(error: Exception) -> int | None:
-    """Return the system's number of an error; libraries written in Rust have it only as text."""
-    if isinstance(error, OSError):
-        return error.errno
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found[1]) if found else None
-
-
-def _free(path: Path) -> str:
-    folder = next((one for one in path.absolute().parents if one.is_dir()), None)
-    if folder is None:
-        return "nothing is"
-    return f"{show_size(shutil.disk_usage(folder).free)} are"
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def show_size(size: int) -> str:

@@ -4,33 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    ProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as RichProgress
-from rich.progress import Task as RichTask
 from rich.text import Text
 
-from tgsent.records import Progress, Task
+from tgsent.records import Task
 from tgsent.terminal import message, printable
-
-
-def make_progress(console: Console, *, quiet: bool) -> Progress:
-    """Choose what suits the console."""
-    if quiet:
-        return Quiet()
-    return _Bars(console) if console.is_terminal else _Lines(console)
-
-
-class _NoTask:
-    def advance(self, examples: int, note: str = "") -> None:
-        """Show nothing."""
 
 
 class Quiet:
@@ -39,48 +20,53 @@ class Quiet:
     @contextlib.contextmanager
     def task(self, name: str, total: int) -> Iterator[Task]:  # noqa: ARG002  of the protocol
         """Show nothing."""
-        yield _NoTask()
+        yield self
 
     def line(self, text: str) -> None:
         """Show nothing."""
 
-
-class _Lines(Quiet):
-    def __init__(self, console: Console) -> None:
-        self._console = console
-
-    def line(self, text: str) -> None:
-        """Print the milestone."""
-        self._console.print(message(text), markup=False, highlight=False, soft_wrap=True)
+    def advance(self, examples: int, note: str = "") -> None:
+        """Show nothing."""
 
 
-class _Bars(Quiet):
-    def __init__(self, console: Console) -> None:
-        self._console = console
+@dataclass(frozen=True)
+class Shown(Quiet):
+    """Shows bars on a terminal and lines elsewhere."""
+
+    console: Console
 
     @contextlib.contextmanager
     def task(self, name: str, total: int) -> Iterator[Task]:
+        """Show a bar."""
         columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
+            progress.TextColumn("{task.description}", markup=False),
+            progress.BarColumn(bar_width=30),
+            progress.MofNCompleteColumn(),
             _Speed(),
-            TextColumn("{task.fields[note]}", markup=False),
-            TimeRemainingColumn(compact=True),
+            progress.TextColumn("{task.fields[note]}", markup=False),
+            progress.TimeRemainingColumn(compact=True),
         )
-        with RichProgress(*columns, console=self._console, transient=True) as bars:
+        bars = progress.Progress(*columns, console=self.console, transient=True)
+        bars.disable = not self.console.is_terminal
+        with bars:
             yield _Bar(bars, bars.add_task(printable(name), total=total, note=""))
 
+    def line(self, text: str) -> None:
+        """Print the milestone, unless there are bars."""
+        if not self.console.is_terminal:
+            self.console.print(message(text), markup=False, highlight=False, soft_wrap=True)
 
+
+@dataclass(frozen=True)
 class _Bar:
-    def __init__(self, bars: RichProgress, task_id: int) -> None:
-        self._bars, self._id = bars, task_id
+    bars: progress.Progress
+    task_id: progress.TaskID
 
     def advance(self, examples: int, note: str = "") -> None:
         """Move the bar."""
-        self._bars.update(self._id, advance=examples, note=note)  # type: ignore[arg-type]
+        self.bars.update(self.task_id, advance=examples, note=note)
 
 
-class _Speed(ProgressColumn):
-    def render(self, task: RichTask) -> Text:
+class _Speed(progress.ProgressColumn):
+    def render(self, task: progress.Task) -> Text:
         return Text(f"{task.speed:.0f}/s" if task.speed else "")

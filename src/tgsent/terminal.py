@@ -21,11 +21,10 @@ def printable(text: str) -> str:
 
 def message(text: str) -> str:
     """Return `text` printable, without secrets and without the middle of very long lines."""
-    return "\n".join(map(_shortened, printable(without_secrets(text)).split("\n")))
-
-
-def _shortened(line: str) -> str:
-    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 210]} [...] {line[-200:]}"
+    return "\n".join(
+        line if len(line) <= _LONGEST else f"{line[: _LONGEST - 210]} [...] {line[-200:]}"
+        for line in printable(without_secrets(text)).split("\n")
+    )
 
 
 _NAMES = re.compile(r"(TOKEN|PASSWORD|SECRET|API_KEY|ACCESS_KEY|CREDENTIALS)S?$", re.IGNORECASE)

@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tgsent.backends.baselines import Majority, TfIdf
 from tgsent.config import load
 from tgsent.data.dataset import load_dataset
 from tgsent.data.splits import TrialSplits
@@ -28,9 +27,14 @@ def test_majority_gives_the_commonest_label_of_training() -> None:
 
 
 def test_majority_of_equals_is_the_first() -> None:
-    majority = Majority()
-    majority.fit(SPLIT.train, LABELS, 1)
-    assert np.argmax(majority.probabilities(["x"])[0]) == 0
+    for labels in (LABELS, LABELS[::-1]):
+        result = run_trial(tiny_spec("majority", labels=labels), SPLIT, Silent())
+        assert {p.predicted for p in result.predictions} == {labels[0]}
+
+
+def test_a_label_without_training_texts_has_no_probability() -> None:
+    spec = tiny_spec("majority", labels=("mixed", *LABELS))
+    assert run_trial(spec, SPLIT, Silent()).predictions[0].probabilities == (0.0, 0.5, 0.5)
 
 
 def test_tfidf_learns_and_knows_how_sure_it_is() -> None:
@@ -44,11 +48,12 @@ def test_tfidf_learns_and_knows_how_sure_it_is() -> None:
 
 
 def test_tfidf_has_a_column_for_each_label_in_the_order_of_the_data() -> None:
-    forth, back = TfIdf(), TfIdf()
-    forth.fit(SPLIT.train, LABELS, 1)
-    back.fit(SPLIT.train, LABELS[::-1], 1)
-    texts = [example.text for example in SPLIT.test]
-    assert forth.probabilities(texts) == pytest.approx(back.probabilities(texts)[:, ::-1])
+    forth, back = (
+        run_trial(tiny_spec("tfidf", labels=labels), SPLIT, Silent()).predictions
+        for labels in (LABELS, LABELS[::-1])
+    )
+    for one, other in zip(forth, back, strict=True):
+        assert one.probabilities == (other.probabilities or ())[::-1]
 
 
 def test_tfidf_sees_no_test_text() -> None:

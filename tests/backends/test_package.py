@@ -54,10 +54,9 @@ for _ in range(n):
 Path("outputs/last").mkdir(parents=True)
 Path("outputs/last/config.json").write_text("{}")
 Path("outputs/last/tokenizer.json").write_text("{}")
-Path("results.json").write_text(json.dumps(dict(
-    generated=[" positive", "negative", "I think"] * (n // 3), train_seconds=2.0, eval_seconds=0.5,
-    truncated=3, truncated_tokens=9, peak_memory_bytes=9, parameters=7, device="cpu",
-    model_folder="outputs/last")))
+tell("results", generated=[" positive", "negative", "I think"] * (n // 3), measured=dict(
+    train_seconds=2.0, eval_seconds=0.5, truncated=3, truncated_tokens=9, peak_memory_bytes=9,
+    parameters=7, trainable_parameters=7, device="cpu"))
 """
 FAILS = """
 tell("loaded")
@@ -193,16 +192,27 @@ def test_a_model_is_lent_in_words_that_the_package_knows(
     assert not {"backend", "extra_special_tokens"} & settings.keys()
 
 
-def test_settings_of_the_older_transformers_stay_as_they_are(t5_folder: Path) -> None:
-    settings = json.loads((t5_folder / "tokenizer_config.json").read_text())
-    assert package._in_older_words(settings) == settings
+def test_settings_of_the_older_transformers_stay_as_they_are(
+    t5_folder: Path, tmp_path: Path
+) -> None:
+    package._lend_model(t5_folder, tmp_path / "lent")
+    lent = {path.name: path.read_bytes() for path in (tmp_path / "lent").iterdir()}
+    assert lent == {path.name: path.read_bytes() for path in t5_folder.iterdir()}
+
+
+def test_settings_of_the_newer_transformers_are_translated(tmp_path: Path) -> None:
     newer = {"backend": "tokenizers", "extra_special_tokens": ["<extra_id_0>"], "eos_token": "x"}
-    assert package._in_older_words(newer) == {
+    (tmp_path / "start").mkdir()
+    written = tmp_path / "start/tokenizer_config.json"
+    written.write_text(json.dumps(newer))
+    package._lend_model(tmp_path / "start", tmp_path / "lent")
+    assert json.loads((tmp_path / "lent/tokenizer_config.json").read_bytes()) == {
         "eos_token": "x",
         "tokenizer_class": "T5Tokenizer",
         "extra_ids": 1,
         "additional_special_tokens": ["<extra_id_0>"],
     }
+    assert json.loads(written.read_bytes()) == newer
 
 
 @pytest.mark.parametrize(
@@ -211,10 +221,8 @@ def test_settings_of_the_older_transformers_stay_as_they_are(t5_folder: Path) ->
         (FAILS, TrialError, r"failed \(exit code 4\): RuntimeError: no luck\nall that it said is"),
         ("sys.exit(0)", TrialError, r"failed \(exit code 0\): it said nothing"),
         ("tell('loaded'); os.kill(os.getpid(), 9)", TrialError, r"failed \(exit code -9\)"),
-        ("print('hello')", TrialError, r"failed \(exit code 0\)"),
         ("tell('loaded'); tell('step', loss=float('nan'))", TrialError, "loss is nan at step 1"),
-        ("tell('answer')", TrialError, "reported answer instead of loaded"),
-        ("tell('unavailable', reason='no cuda')", UnavailableError, "training.device: no cuda"),
+        ("tell('unavailable')", UnavailableError, "training.device: .* finds no cuda device"),
     ],
 )  # fmt: skip
 def test_failures(

@@ -202,7 +202,10 @@ def test_a_broken_line_is_told_and_does_not_stop_the_rest(
     [
         ((), "expected either texts or --file"),
         (("a", "--file", "-"), "expected either texts or --file"),
-        (("--file", "nowhere.txt"), "--file: nowhere.txt: No such file or directory"),
+        (
+            ("--file", "nowhere.txt"),
+            "Invalid value for '--file': 'nowhere.txt': No such file or directory",
+        ),
         (("--file", "t.csv"), 't.csv: has no column "text"; --column names one of body'),
         (("a", "--model", "t6"), 'has no model "t6", but gpt2'),
         (("a", "--trial", "x"), "Invalid value for '--trial'"),

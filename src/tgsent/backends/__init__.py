@@ -28,16 +28,15 @@ class TrialFolders:
 class Backend(Protocol):
     """Trains what a `TrialSpec` names and classifies the test texts with it."""
 
-    in_our_loop: bool
+    in_our_loop: bool = False
     """Whether tgsent's own loop trains the model, which several processes can do together."""
 
     def settings(self, spec: TrialSpec) -> TrainingConfig | None:
         """Return the training settings as this backend applies them; None for a baseline."""
-        ...
+        return spec.training
 
     def check_installed(self, spec: TrialSpec) -> None:
         """Raise UnavailableError where a program or package that the trial needs is missing."""
-        ...
 
     def check(
         self, spec: TrialSpec, *, here: bool = True, loaded: LoadedModel | None = None
@@ -48,7 +47,8 @@ class Backend(Protocol):
         where the model does not fit, or, if it is to be trained `here`, where this machine has too
         little memory; UnavailableError where its files are missing.
         """
-        ...
+        del spec, here, loaded
+        return ()
 
     def run(
         self, spec: TrialSpec, split: Split, progress: Progress, folders: TrialFolders

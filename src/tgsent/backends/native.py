@@ -4,37 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
-from transformers import PreTrainedModel
 
 from tgsent import files
-from tgsent.backends import TrialFolders, models
-from tgsent.config import TrainingConfig, TrialSpec
-from tgsent.errors import TrialError
+from tgsent.backends import Backend, TrialFolders
+from tgsent.config import TrialSpec
+from tgsent.errors import ConfigError, TrialError
 from tgsent.evaluation import metrics
 from tgsent.evaluation.generate import classify, label_prior
-from tgsent.modeling import loading, speedups
+from tgsent.modeling import legibility, loading, speedups, tiny
 from tgsent.modeling.loading import LoadedModel
 from tgsent.modeling.prompts import PromptEncoder, choose_shots
-from tgsent.records import Encoded, Example, Outcome, Prediction, Progress, Split
+from tgsent.records import Encoded, Example, Outcome, Progress, Split
 from tgsent.training import adapters, loop, memory, trackers
 from tgsent.training.checkpoint import Checkpoints
-from tgsent.training.recipe import Recipe, check_installed, resolve
+from tgsent.training.recipe import check_installed, resolve
 
 
-class Native:
+class Native(Backend):
     """Trains in this process, or in several that share every batch and the test texts."""
 
     in_our_loop = True
-
-    def settings(self, spec: TrialSpec) -> TrainingConfig:
-        """Return the settings as they are."""
-        return spec.training
 
     def check_installed(self, spec: TrialSpec) -> None:
         """Raise UnavailableError where peft or a tracker is missing."""
@@ -44,25 +37,39 @@ class Native:
         self, spec: TrialSpec, *, here: bool = True, loaded: LoadedModel | None = None
     ) -> tuple[str, ...]:
         """Check the model as `Backend.check` says."""
-        return models.check(spec, here=here, loaded=loaded)
+        if spec.training.init == "tiny":
+            tiny.architecture(spec.model, loading.model_type(spec.model), spec.training.max_tokens)
+            if spec.prompt.template == "chat":
+                raise ConfigError("prompt.template: a tiny model has no chat template; use `plain`")
+            return ()
+        loaded = loaded or loading.describe(spec, ())
+        loading.prompt_encoder(loaded, spec)
+        if here:
+            memory.check(loaded.model, spec)
+        if loaded.tokenizer.chat_template and spec.prompt.template == "plain":
+            return (
+                f"{spec.name}: its tokenizer has a chat template, and its prompts are plain;"
+                " prompt.template=chat uses the template",
+            )
+        return ()
 
     def run(
         self, spec: TrialSpec, split: Split, progress: Progress, folders: TrialFolders
     ) -> Outcome:
         """Train and evaluate as `Backend.run` says."""
         accelerator = loop.make_accelerator(spec.training, folders.trackers)
-        if accelerator.device.type == "cuda":
+        if on_cuda := accelerator.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         with trackers.tracking(spec, accelerator):
-            task = _prepare(spec, split, progress)
-            loaded, recipe, model = task.loaded, task.recipe, task.loaded.model
-            set_seed(spec.seed)  # loading draws random numbers; how many depends on the model
+            loaded, shots, encoder, examples = _prepare(spec, split, progress)
+            model, parameters = loaded.model, loaded.model.num_parameters()
+            recipe = resolve(spec.training, loaded.family, parameters, len(examples))
             with memory.allocation_errors("training"):
                 merge = adapters.prepare(model, spec.training)
                 trainable_parameters = model.num_parameters(only_trainable=True)
                 trained = loop.train(
                     loaded,
-                    task.examples,
+                    examples,
                     recipe,
                     seed=spec.seed,
                     accelerator=accelerator,
@@ -71,14 +78,15 @@ class Native:
                     checkpoints=checkpoints(spec, split, loaded.commit, folders.checkpoints),
                 )
                 merge()  # the model that is scored is the one that is saved
-            # evaluated in fp32, as it is saved: in bf16 the answers would depend on which texts
-            # share a batch
-            model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+            # evaluated in fp32, as it is saved: in bf16 the answers would depend on the batches
+            accelerator.unwrap_model(model, keep_fp32_wrapper=False)
             started = time.perf_counter()
-            prior, predictions = _evaluate(spec, split, task, model, progress)
+            with memory.allocation_errors("evaluation"):
+                prior = label_prior(loaded, encoder, spec)
+                predictions = classify(loaded, encoder, split.tested, spec, progress, prior)
             eval_seconds = time.perf_counter() - started
             if folders.model is not None:
-                _save(model, loaded, folders.model)
+                save(loaded, folders.model)
             scores = metrics.score(predictions[: len(split.test)], spec.labels)
             logged = {"macro_f1": scores.macro_f1, "accuracy": scores.accuracy}
             accelerator.log(logged, step=trained.step)
@@ -92,78 +100,65 @@ class Native:
             padding=recipe.padding,
             train_seconds=trained.seconds,
             eval_seconds=eval_seconds,
-            truncated=task.encoder.truncated,
-            truncated_tokens=task.encoder.truncated_tokens,
-            peak_memory_bytes=_peak_memory(accelerator),
-            parameters=task.parameters,
+            truncated=encoder.truncated,
+            truncated_tokens=encoder.truncated_tokens,
+            peak_memory_bytes=torch.cuda.max_memory_allocated() if on_cuda else memory.peak(),
+            parameters=parameters,
             trainable_parameters=trainable_parameters,
             device=accelerator.device.type,
             precision=recipe.precision,
-            example=task.example,
-            shots=task.shots,
-            warnings=models.illegible(loaded, task.encoder, split),
+            example=(loaded.decode(examples[0].prompt), loaded.decode(examples[0].target)),
+            shots=shots,
+            warnings=illegible(loaded, encoder, split),
             label_prior=prior,
             commit=loaded.commit,
         )
 
 
-@dataclass(frozen=True)
-class _Task:
-    """A model, and the training texts as it reads them."""
-
-    loaded: LoadedModel
-    encoder: PromptEncoder
-    shots: tuple[Example, ...]
-    examples: Sequence[Encoded]
-    parameters: int
-    """Number of the model's parameters, adapters excluded."""
-    recipe: Recipe
-
-    @property
-    def example(self) -> tuple[str, str]:
-        """Prompt and completion of a training text, as the model sees them."""
-        first = self.examples[0]
-        return self.loaded.decode(first.prompt), self.loaded.decode(first.target)
+def load(spec: TrialSpec, split: Split, progress: Progress) -> LoadedModel:
+    """Load or build the model that training starts from."""
+    set_seed(spec.seed)
+    with (
+        progress.task(f"{spec.title}, loading", 1) as task,
+        memory.allocation_errors("loading"),
+    ):
+        loaded = loading.load(spec, split.train)
+        task.advance(1)
+    return loaded
 
 
-def _prepare(spec: TrialSpec, split: Split, progress: Progress) -> _Task:
-    """Load the model and encode the training texts, worked examples excepted.
-
-    Every prompt shows those with their labels, so there is nothing to learn from them.
-    """
-    loaded = models.load(spec, split, progress)
-    speedups.apply(loaded.model)
-    shots = choose_shots(split.train, spec)
-    encoder = loading.prompt_encoder(loaded, spec, shots)
-    left = [example for example in split.train if example not in shots]
-    if not left:
-        raise TrialError(
-            f"prompt.shots: {spec.prompt.shots} leaves none of {len(split.train)} training texts"
-        )
-    examples, parameters = encoder.encode_examples(left), loaded.model.num_parameters()
-    recipe = resolve(spec.training, loaded.family, parameters, len(examples))
-    return _Task(loaded, encoder, shots, examples, parameters, recipe)
-
-
-def _evaluate(
-    spec: TrialSpec, split: Split, task: _Task, model: PreTrainedModel, progress: Progress
-) -> tuple[tuple[float, ...] | None, tuple[Prediction, ...]]:
-    """Return the prior of the labels, if any, and a prediction for every test text."""
-    loaded = replace(task.loaded, model=model)
-    with memory.allocation_errors("evaluation"):
-        prior = label_prior(loaded, task.encoder, spec)
-        return prior, classify(loaded, task.encoder, split.tested, spec, progress, prior)
-
-
-def _save(model: PreTrainedModel, loaded: LoadedModel, folder: Path) -> None:
-    with files.storage_errors(folder, model.get_memory_footprint()):
-        model.save_pretrained(folder)
+def save(loaded: LoadedModel, folder: Path) -> None:
+    """Save model and tokenizer; raise StorageError where they cannot be written."""
+    with files.storage_errors(folder, loaded.model.get_memory_footprint()):
+        loaded.model.save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)
 
 
-def _peak_memory(accelerator: Accelerator) -> int:
-    on_cuda = accelerator.device.type == "cuda"
-    return torch.cuda.max_memory_allocated() if on_cuda else memory.peak()
+def illegible(loaded: LoadedModel, encoder: PromptEncoder, split: Split) -> tuple[str, ...]:
+    """Return warnings about training and test texts that the model cannot read."""
+    texts = [example.text for example in (*split.train, *split.tested)]
+    return legibility.measure(loaded, encoder, texts).warnings
+
+
+def _prepare(
+    spec: TrialSpec, split: Split, progress: Progress
+) -> tuple[LoadedModel, tuple[Example, ...], PromptEncoder, Sequence[Encoded]]:
+    """Load the model; return it, the worked examples, the encoder and the encoded training texts.
+
+    Every prompt shows the worked examples with their labels, so they are not trained on.
+    """
+    loaded = load(spec, split, progress)
+    speedups.apply(loaded.model)
+    shots = choose_shots(split.train, spec)
+    encoder = loading.prompt_encoder(loaded, spec, shots)
+    remaining = [example for example in split.train if example not in shots]
+    if not remaining:
+        raise TrialError(
+            f"prompt.shots: {spec.prompt.shots} leaves none of {len(split.train)} training texts"
+        )
+    examples = encoder.encode_examples(remaining)
+    set_seed(spec.seed)  # loading draws random numbers; how many depends on the model
+    return loaded, shots, encoder, examples
 
 
 def checkpoints(

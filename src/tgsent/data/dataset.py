@@ -82,7 +82,7 @@ def load_dataset(config: DataConfig, progress: Progress | None = None) -> Datase
         dataset = _sampled(content, name, config, sha256)
         if entry:
             # a sample that cannot be kept only costs the next start some time
-            with contextlib.suppress(OSError), atomic_writer(entry, durable=False) as file:
+            with contextlib.suppress(OSError), atomic_writer(entry) as file:
                 file.write(gzip.compress(TypeAdapter(Dataset).dump_json(dataset), 1))
     return replace(dataset, source=name)
 

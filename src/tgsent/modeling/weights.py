@@ -66,7 +66,7 @@ def _of_file(file: Path, progress: Progress) -> str:
         after = os.fstat(opened.fileno())
     if (after.st_size, after.st_mtime_ns) == (about.st_size, about.st_mtime_ns):
         # without the cache, the file is only hashed again
-        with contextlib.suppress(OSError), atomic_writer(entry, durable=False) as cache_file:
+        with contextlib.suppress(OSError), atomic_writer(entry) as cache_file:
             cache_file.write(json.dumps({**state, "sha256": sha256}).encode())
     return sha256
 

@@ -13,13 +13,13 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import filelock
 
-from tgsent.errors import StorageError, UnavailableError
-from tgsent.files import cache_folder, write_atomic
+from tgsent.errors import UnavailableError
+from tgsent.files import cache_folder
 
 COMMAND = "tgsent setup-simplet5"
 VARIABLE = "TGSENT_SIMPLET5_PYTHON"
@@ -36,13 +36,10 @@ _NEEDED = (
     "tensorboard",
     "protobuf",
 )
-_READY = "ready.json"
 _ASK_VERSIONS = (
     "import importlib.metadata as m, json; print(json.dumps({p: m.version(p) for p in"
     " ('simplet5', 'transformers', 'pytorch-lightning', 'torch')}))"
 )
-
-Report = Callable[[str], None]
 
 
 def requirements() -> tuple[str, ...]:
@@ -64,32 +61,25 @@ def find() -> tuple[Path, dict[str, str]]:
 
     Raises UnavailableError where there is none.
     """
-    if chosen := os.environ.get(VARIABLE):
-        # absolute, as it is run in another folder; not resolved, or a venv's would lose its venv
-        python = Path(shutil.which(chosen) or chosen).absolute()
-        try:
-            return python, _versions(python)
-        except (OSError, ValueError, subprocess.SubprocessError) as error:
-            raise UnavailableError(
-                f"{VARIABLE}: {chosen} is no Python that has the package simplet5"
-                f" ({_reason(error)})\nname another, or unset it and run {COMMAND}"
-            ) from error
-    place = folder()
-    if not (place / _READY).is_file():
+    chosen = os.environ.get(VARIABLE)
+    if not chosen and not _marker().is_file():
         raise UnavailableError(
             "training.backend: the package simplet5 is not set up yet;"
             f" this command does it, once:\n{COMMAND}"
         )
+    # absolute, as it is run in another folder; not resolved, or a venv's would lose its venv
+    python = Path(shutil.which(chosen) or chosen).absolute() if chosen else _python()
     try:
-        return _python(place), _versions(_python(place))
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        return python, _versions(python)
+    except (UnavailableError, ValueError) as error:
         raise UnavailableError(
-            f"training.backend: the environment of the package simplet5 in {place} is broken"
-            f" ({_reason(error)});\nthis command makes it anew: {COMMAND} --fresh"
+            f"{VARIABLE if chosen else 'training.backend'}: {python} is no Python that has the"
+            f" package simplet5 ({str(error).splitlines()[0]})\n"
+            f"name another in {VARIABLE}, or unset it and run: {COMMAND} --fresh"
         ) from error
 
 
-def set_up(report: Report, *, fresh: bool = False) -> None:
+def set_up(report: Callable[[str], None], *, fresh: bool = False) -> None:
     """Create the environment, or check the existing one and rebuild it where it is broken.
 
     It counts as set up only when the package could be imported. Raises UnavailableError where that
@@ -99,63 +89,57 @@ def set_up(report: Report, *, fresh: bool = False) -> None:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(place.with_name(f".{place.name}.lock")):
-            if not fresh and _is_sound(place, report):
-                report(f"the package simplet5 is set up in {place}")
-                return
+            if not fresh and _marker().is_file():
+                report(f"checking the environment in {place}")
+                try:
+                    _import_package()
+                except UnavailableError as error:
+                    report(f"it is broken and made anew: {str(error).splitlines()[0]}")
+                else:
+                    report(f"the package simplet5 is set up in {place}")
+                    return
             _make(place, report)
-    except StorageError as error:
-        raise UnavailableError(str(error)) from error
     except OSError as error:
         raise UnavailableError(f"{place}: cannot be written: {error.strerror}") from error
 
 
-def _is_sound(place: Path, report: Report) -> bool:
-    if not (place / _READY).is_file():
-        return False
-    report(f"checking the environment in {place}")
-    try:
-        _import_package(place)
-    except UnavailableError as error:
-        report(f"it is broken and made anew: {str(error).splitlines()[0]}")
-        return False
-    return True
-
-
-def _make(place: Path, report: Report) -> None:
+def _make(place: Path, report: Callable[[str], None]) -> None:
     report(f"making an environment for the package simplet5 in {place}")
-    (place / _READY).unlink(missing_ok=True)  # first: what is incomplete must not look complete
+    _marker().unlink(missing_ok=True)  # first: what is incomplete must not look complete
     shutil.rmtree(place, ignore_errors=True)
-    _call([sys.executable, "-m", "venv", str(place)], "venv")
-    pip = [str(_python(place)), "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
+    _call("venv", sys.executable, "-m", "venv", place)
+    pip = (_python(), "-m", "pip", "--disable-pip-version-check", "--quiet", "install")
     report(f"installing {', '.join(requirements())} (torch is large: this takes minutes)")
-    _call([*pip, *requirements()], "pip")
+    _call("pip", *pip, *requirements())
     report(f"installing {_PACKAGE}")
-    _call([*pip, "--no-deps", _PACKAGE], "pip")
+    _call("pip", *pip, "--no-deps", _PACKAGE)
     report("checking it")
-    _import_package(place)
-    versions = _versions(_python(place))
-    write_atomic(place / _READY, json.dumps(versions) + "\n")
+    _import_package()
+    versions = _versions(_python())
+    _marker().touch()
     report(f"ready: {', '.join(f'{name} {version}' for name, version in versions.items())}")
 
 
-def _python(place: Path) -> Path:
-    return place / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+def _marker() -> Path:
+    """Return the file that shows that the environment is complete."""
+    return folder() / "ready.json"
 
 
-def _import_package(place: Path) -> None:
-    _call([str(_python(place)), "-I", "-c", "from simplet5 import SimpleT5"], "import simplet5")
+def _python() -> Path:
+    return folder() / "bin/python"
+
+
+def _import_package() -> None:
+    _call("import simplet5", _python(), "-I", "-c", "from simplet5 import SimpleT5")
 
 
 def _versions(python: Path) -> dict[str, str]:
-    done = subprocess.run(  # noqa: S603  an interpreter that the user named or tgsent made
-        [str(python), "-I", "-c", _ASK_VERSIONS],
-        capture_output=True, text=True, check=True, timeout=60,
-    )  # fmt: skip
-    versions: dict[str, str] = json.loads(done.stdout)
+    versions: dict[str, str] = json.loads(_call(python.name, python, "-I", "-c", _ASK_VERSIONS))
     return versions
 
 
-def _call(command: Sequence[str], name: str) -> None:
+def _call(name: str, *command: str | Path) -> str:
+    """Return what a command prints; raise UnavailableError where it fails."""
     # PYTHONPATH would show the new environment the packages of this one
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     try:
@@ -170,9 +154,4 @@ def _call(command: Sequence[str], name: str) -> None:
             f"{name} failed (exit code {done.returncode}): {' '.join(said[-2:])[:300]}\n"
             f"the same command tries again: {COMMAND}"
         )
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, subprocess.CalledProcessError) and error.stderr:
-        return str(error.stderr).strip().splitlines()[-1]
-    return str(error)
+    return done.stdout

@@ -1,44 +1,48 @@
 """Train and predict with the package SimpleT5; `package.py` runs this in its environment.
 
 Nothing of tgsent can be imported here. The working folder is temporary: it holds `job.json` and
-the folder `model`; `results.json` and all that the libraries write go there. Standard output
-carries one JSON document per event; standard input only stays open.
+the folder `model`, and all that the libraries write goes there. Standard output carries one JSON
+document per event, the results last; standard input only stays open.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
-import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from simplet5 import SimpleT5
+    from torch import Tensor
+
+Tell = Callable[..., None]
 
 
 def main() -> None:
-    """Read the job, carry it out, and write its results."""
-    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    """Read the job, carry it out, and report its results."""
+    events = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)  # the libraries print too
 
-    def tell(event: str, **more: Any) -> None:
+    def tell(event: str, **more: object) -> None:
         events.write(json.dumps({"event": event, **more}) + "\n")
-        events.flush()
 
     threading.Thread(target=end_with_parent, args=(Path.cwd(),), daemon=True).start()
-    job = json.loads(Path("job.json").read_bytes())
+    job = SimpleNamespace(**json.loads(Path("job.json").read_bytes()))
 
     import torch
 
-    use_gpu = job["device"] == "cuda" or (job["device"] == "auto" and torch.cuda.is_available())
-    if use_gpu and not torch.cuda.is_available():
-        tell("unavailable", reason="the environment of the package simplet5 finds no cuda device")
-        return
-    results = do(job, use_gpu=use_gpu, tell=tell)
-    Path("results.json").write_text(json.dumps(results), "utf-8")
+    if job.device == "cuda" and not torch.cuda.is_available():
+        tell("unavailable")
+    else:
+        do(job, tell, use_gpu=job.device != "cpu" and torch.cuda.is_available())
 
 
 def end_with_parent(folder: Path) -> None:
@@ -49,7 +53,7 @@ def end_with_parent(folder: Path) -> None:
     os._exit(1)
 
 
-def do(job: dict[str, Any], *, use_gpu: bool, tell: Any) -> dict[str, Any]:
+def do(job: SimpleNamespace, tell: Tell, *, use_gpu: bool) -> None:
     """Train, load the saved model and predict, as the package documents it."""
     import pandas as pd
     import pytorch_lightning as pl
@@ -58,25 +62,24 @@ def do(job: dict[str, Any], *, use_gpu: bool, tell: Any) -> dict[str, Any]:
 
     # the package takes no callbacks, so its progress bar is replaced
     simplet5.TQDMProgressBar = progress_bar(tell)
-    pl.seed_everything(job["seed"], workers=True)  # the package has just set 42
+    pl.seed_everything(job.seed, workers=True)  # the package has just set 42
     t5 = SimpleT5()
     t5.from_pretrained(model_type="t5", model_name="model")
-    train = pd.DataFrame(job["train"])
-    check(t5, job)
+    train = pd.DataFrame(job.train)
+    check_labels(t5, job)
     tell("loaded")
-    lengths = token_counts(t5, job["train"]["source_text"])
-    lost = [length - job["source_max_tokens"] for length in lengths]
+    lost = [max(0, n - job.source_max_tokens) for n in token_counts(t5, job.train["source_text"])]
 
-    pl.seed_everything(job["seed"], workers=True)
+    pl.seed_everything(job.seed, workers=True)
     started = time.perf_counter()
     t5.train(
         train_df=train,
         # required by the package; nothing is selected by the loss on these training texts
-        eval_df=train.head(job["batch_size"]),
-        source_max_token_len=job["source_max_tokens"],
-        target_max_token_len=job["target_max_tokens"],
-        batch_size=job["batch_size"],
-        max_epochs=job["epochs"],
+        eval_df=train.head(job.batch_size),
+        source_max_token_len=job.source_max_tokens,
+        target_max_token_len=job.target_max_tokens,
+        batch_size=job.batch_size,
+        max_epochs=job.epochs,
         use_gpu=use_gpu,
         outputdir="outputs",
         logger=False,
@@ -84,71 +87,64 @@ def do(job: dict[str, Any], *, use_gpu: bool, tell: Any) -> dict[str, Any]:
         dataloader_num_workers=0,
         save_only_last_epoch=True,
     )
-    train_seconds = time.perf_counter() - started
-
+    trained = time.perf_counter()
     (saved,) = Path("outputs").iterdir()
     t5.load_model("t5", str(saved), use_gpu=use_gpu)
-    started = time.perf_counter()
-    return {
-        "generated": list(predictions(t5, job, tell)),
-        "train_seconds": train_seconds,
-        "eval_seconds": time.perf_counter() - started,
-        "truncated": sum(tokens > 0 for tokens in lost),  # `predict` truncates nothing
-        "truncated_tokens": sum(tokens for tokens in lost if tokens > 0),
-        "parameters": t5.model.num_parameters(),
-        "peak_memory_bytes": torch.cuda.max_memory_allocated() if use_gpu else peak_memory(),
-        "device": "cuda" if use_gpu else "cpu",
-        "model_folder": str(saved),
-    }
-
-
-def predictions(t5: Any, job: dict[str, Any], tell: Any) -> Iterator[str]:
-    """Yield what the model generates for each test text."""
-    for source in job["test"]:
-        (generated,) = t5.predict(
+    loaded = time.perf_counter()
+    generated = []
+    for source in job.test:
+        generated += t5.predict(
             source,
-            max_length=job["target_max_tokens"],
-            num_beams=job["num_beams"],
-            repetition_penalty=job["repetition_penalty"],
+            max_length=job.target_max_tokens,
+            num_beams=job.num_beams,
+            repetition_penalty=job.repetition_penalty,
         )
         tell("answer")
-        yield generated
+    measured = {
+        "train_seconds": trained - started,
+        "eval_seconds": time.perf_counter() - loaded,
+        "truncated": sum(tokens > 0 for tokens in lost),  # `predict` truncates nothing
+        "truncated_tokens": sum(lost),
+        "parameters": t5.model.num_parameters(),
+        "trainable_parameters": t5.model.num_parameters(),
+        "peak_memory_bytes": torch.cuda.max_memory_allocated() if use_gpu else peak_memory(),
+        "device": "cuda" if use_gpu else "cpu",
+    }
+    tell("results", generated=generated, measured=measured)
 
 
-def check(t5: Any, job: dict[str, Any]) -> None:
-    """Raise ValueError for settings that the package would accept and use wrongly."""
-    if len(t5.tokenizer) > t5.model.get_input_embeddings().num_embeddings:
-        raise ValueError("the tokenizer has more tokens than the model has embeddings")
-    # generation counts the decoder's start token
-    needed = 1 + max(token_counts(t5, sorted(set(job["train"]["target_text"]))))
-    if needed > job["target_max_tokens"]:
+def check_labels(t5: SimpleT5, job: SimpleNamespace) -> None:
+    """Raise ValueError for labels that the package would truncate when it predicts."""
+    longest = max(token_counts(t5, job.train["target_text"]))
+    if longest >= job.target_max_tokens:  # generation counts the decoder's start token
         raise ValueError(
-            f"training.simplet5.target_max_tokens: {job['target_max_tokens']} is too few, the"
-            f" longest label takes {needed}"
+            f"training.simplet5.target_max_tokens: {job.target_max_tokens} is too few, the"
+            f" longest label takes {longest + 1}"
         )
 
 
-def token_counts(t5: Any, texts: list[str]) -> list[int]:
+def token_counts(t5: SimpleT5, texts: Sequence[str]) -> list[int]:
     """Count the tokens of each text, the EOS token included."""
     return [len(ids) for ids in t5.tokenizer(texts, verbose=False)["input_ids"]]
 
 
-def progress_bar(tell: Any) -> type:
+def progress_bar(tell: Tell) -> type:
     """Return a progress bar class for Lightning that reports every step."""
     from pytorch_lightning.callbacks import ProgressBarBase
 
     class Bar(ProgressBarBase):  # type: ignore[misc]  # of a library that is not there for mypy
-        def __init__(self, **_: Any) -> None:
+        def __init__(self, **_: object) -> None:
             super().__init__()
 
         def on_train_batch_end(
-            self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int
+            self,
+            _trainer: object,
+            _module: object,
+            outputs: Mapping[str, Tensor],
+            batch: Mapping[str, Tensor],
+            _index: int,
         ) -> None:
-            del trainer, module, index
             tell("step", loss=outputs["loss"].item(), examples=len(batch["labels"]))
-
-        def disable(self) -> None:
-            pass
 
     return Bar
 
@@ -157,11 +153,9 @@ def peak_memory() -> int:
     """Return the peak resident memory of this process, in bytes."""
     status = Path("/proc/self/status")
     if status.exists():  # on Linux, getrusage includes the parent process
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+        found = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)
+        return int(found[1]) * 1024 if found else 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
 if __name__ == "__main__":
