@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
+import pytest
+from huggingface_hub import constants, hf_api
+
 # variables that are read while modules are imported: they need a new interpreter
-_READ_BY_IMPORTS = ("HF_", "OMP_", "PYTHON", "TORCH", "TRANSFORMERS_")
+_READ_BY_IMPORTS = ("OMP_", "PYTHON", "TORCH", "TRANSFORMERS_")
 
 
 def server() -> ForkServerContext:
     """Return what makes the processes: forks of one that has the imports behind it."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["cli_imports"])
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+        forkserver.ensure_running()
     return context
 
 
@@ -45,8 +54,11 @@ def needs_an_interpreter(env: Mapping[str, str]) -> bool:
 
 
 def _main(arguments: list[str], cwd: Path, env: dict[str, str], out: Path, err: Path) -> None:
+    assert "cli_imports" in sys.modules  # a forkserver is silent about imports that fail
     os.environ.clear()
     os.environ.update(env)
+    importlib.reload(constants)  # its HF_ variables
+    hf_api.api.endpoint = constants.ENDPOINT
     os.chdir(cwd)
     for descriptor, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)

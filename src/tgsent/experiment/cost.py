@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from timeit import timeit
 
 import numpy as np
-from accelerate.utils import set_seed
 
 from tgsent.config import TrialSpec
 from tgsent.evaluation.generate import classify
@@ -15,7 +15,7 @@ from tgsent.modeling import loading, speedups
 from tgsent.modeling.loading import LoadedModel
 from tgsent.modeling.prompts import PromptEncoder, choose_shots
 from tgsent.progress import Quiet
-from tgsent.records import Example, Split
+from tgsent.records import Split
 from tgsent.training import adapters, devices, loop, memory
 from tgsent.training.recipe import resolve
 
@@ -51,7 +51,6 @@ def measure(spec: TrialSpec, split: Split) -> Cost:
     init = "tiny" if spec.training.init == "tiny" else "random"
     training = spec.training.model_copy(update={"init": init})
     spec = spec.model_copy(update={"training": training})
-    set_seed(spec.seed)
     with memory.allocation_errors(spec, "loading"):
         loaded = loading.load(spec, split.train)
     speedups.apply(loaded.model)
@@ -60,34 +59,31 @@ def measure(spec: TrialSpec, split: Split) -> Cost:
     examples = encoder.encode_examples([one for one in split.train if one not in shots])
     loading_seconds = time.perf_counter() - started
 
-    parameters = loaded.model.num_parameters()
-    recipe = resolve(training, loaded.family, parameters, len(examples))
-    recipe = replace(recipe, learning_rate=1e-9, weight_decay=0.0)  # the weights stay as they are
+    recipe = resolve(training, loaded.family, loaded.model.num_parameters(), len(examples))
     collate = loop.collator(loaded, recipe)
+    lengths = [len(example) for example in examples]
+    batches = loop.epoch_batches(
+        lengths, recipe.batch_size, spec.seed, grouped=recipe.pad_to is None
+    )
     with memory.allocation_errors(spec, "training"):
         merge = adapters.prepare(loaded.model, training)
         state = loop.prepare(loaded.model, recipe, accelerator)
         state.model.train()
 
-        def step(batch: Sequence[int]) -> float:
-            begun = time.perf_counter()
-            loop.take_step(state, [examples[i] for i in batch], collate, recipe, 1e-9)
-            return time.perf_counter() - begun
+        def step(number: int) -> float:
+            batch = [examples[i] for i in batches[number]]
+            # at a rate of 1e-9 the weights stay as they are
+            return timeit(lambda: loop.take_step(state, batch, collate, recipe, 1e-9), number=1)
 
-        batches = loop.epoch_batches(
-            [len(example) for example in examples],
-            recipe.batch_size,
-            spec.seed,
-            grouped=recipe.pad_to is None,
-        )
-        tokens = [_padded([len(examples[i]) for i in batch], recipe.pad_to) for batch in batches]
-        training_seconds = recipe.epochs * _extrapolated(tokens, lambda k: step(batches[k]))
+        tokens = [
+            len(batch) * (recipe.pad_to or max(lengths[i] for i in batch)) for batch in batches
+        ]
+        training_seconds = recipe.epochs * _extrapolated(tokens, step)
         merge()
-    evaluation_seconds = _evaluation_seconds(spec, split, loaded, encoder)
     return Cost(
         loading_seconds=loading_seconds,
         training_seconds=training_seconds,
-        evaluation_seconds=evaluation_seconds,
+        evaluation_seconds=_evaluation_seconds(spec, split, loaded, encoder),
         peak_memory_bytes=memory.peak(),
     )
 
@@ -99,19 +95,12 @@ def _evaluation_seconds(
     texts = sorted(split.tested, key=lambda example: len(example.text), reverse=True)
     parts = [texts[start : start + size] for start in range(0, len(texts), size)]
 
-    def answer(part: Sequence[Example]) -> float:
-        begun = time.perf_counter()
-        classify(loaded, encoder, part, spec, Quiet())
-        return time.perf_counter() - begun
+    def answer(number: int) -> float:
+        return timeit(lambda: classify(loaded, encoder, parts[number], spec, Quiet()), number=1)
 
-    letters = [_padded([len(example.text) for example in part], None) for part in parts]
+    letters = [len(part) * len(part[0].text) for part in parts]  # padded to the longest
     with memory.allocation_errors(spec, "evaluation"):
-        return _extrapolated(letters, lambda k: answer(parts[k]))
-
-
-def _padded(lengths: Sequence[int], pad_to: int | None) -> int:
-    """Return the number of tokens of a batch with its padding."""
-    return len(lengths) * (pad_to or max(lengths))
+        return _extrapolated(letters, answer)
 
 
 def _extrapolated(sizes: Sequence[int], timed: Callable[[int], float]) -> float:
@@ -121,9 +110,8 @@ def _extrapolated(sizes: Sequence[int], timed: Callable[[int], float]) -> float:
     places = np.linspace(0, len(sizes) - 1, _MEASURED).round().astype(int)
     chosen = [by_size[place] for place in dict.fromkeys(places.tolist())]
     seconds = [timed(part) for part in chosen]
-    if len({sizes[part] for part in chosen}) < 2:
-        return float(np.mean(seconds)) * len(sizes)
-    slope, start = np.polyfit([sizes[part] for part in chosen], seconds, 1)
-    if slope < 0:  # noise
+    measured = [sizes[part] for part in chosen]
+    slope, start = np.polyfit(measured, seconds, 1) if len(set(measured)) > 1 else (0.0, 0.0)
+    if slope <= 0:  # one size, or noise
         return float(np.mean(seconds)) * len(sizes)
     return float(np.clip(start + slope * np.array(sizes), min(seconds) / 2, None).sum())

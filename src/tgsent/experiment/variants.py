@@ -5,26 +5,19 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from tgsent.config import SweepConfig, SweepRange
 
 if TYPE_CHECKING:
     from optuna import Trial
 
-Settings = Mapping[str, Any]
+Settings = Mapping[str, object]
 """The values that a variant changes, by dotted key."""
 
 _MISSES = 1000
 """After so many draws without a new combination, none is assumed to be left."""
-
-
-def count(sweep: SweepConfig) -> int:
-    """Return the number of variants."""
-    if sweep.method == "tpe":
-        return sweep.variants or 0
-    return len(listed(sweep))
 
 
 def listed(sweep: SweepConfig) -> list[Settings]:
@@ -35,24 +28,18 @@ def listed(sweep: SweepConfig) -> list[Settings]:
             for v in sweep.keys.values()
         ]
         return [dict(zip(sweep.keys, chosen, strict=True)) for chosen in itertools.product(*values)]
-    return list(itertools.islice(_drawn(sweep), sweep.variants))
-
-
-def _drawn(sweep: SweepConfig) -> Iterator[Settings]:
     rng = random.Random(sweep.seed)
-    seen: list[Settings] = []
+    found: list[Settings] = []
     misses = 0
-    while misses < _MISSES:
+    while len(found) < (sweep.variants or 0) and misses < _MISSES:
         settings = {
             key: _draw(values, rng) if isinstance(values, SweepRange) else rng.choice(values)
             for key, values in sweep.keys.items()
         }
-        if settings in seen:
-            misses += 1
-            continue
-        misses = 0
-        seen.append(settings)
-        yield settings
+        misses = misses + 1 if settings in found else 0
+        if not misses:
+            found.append(settings)
+    return found
 
 
 def _draw(values: SweepRange, rng: random.Random) -> float:
@@ -64,7 +51,7 @@ def _draw(values: SweepRange, rng: random.Random) -> float:
     return round(drawn) if values.is_whole else drawn
 
 
-def suggested(trial: Trial, key: str, values: Sequence[Any] | SweepRange) -> Any:
+def suggested(trial: Trial, key: str, values: Sequence[object] | SweepRange) -> object:
     """Return the value that Optuna suggests."""
     if not isinstance(values, SweepRange):  # Optuna takes few types, so it draws an index
         return values[trial.suggest_categorical(key, range(len(values)))]
@@ -73,23 +60,16 @@ def suggested(trial: Trial, key: str, values: Sequence[Any] | SweepRange) -> Any
     return trial.suggest_float(key, values.low, values.high, log=values.log)
 
 
-def rungs(variants: int, halving: int | None) -> list[int]:
-    """Return the number of variants in each round of successive halving.
+def rounds(sweep: SweepConfig) -> tuple[list[int], list[float]]:
+    """Return the number of variants in each round, and the share of the texts they train on.
 
-    The last round, with at most `halving` variants, trains on all texts; each round before it on
-    `halving` times fewer (Jamieson & Talwalkar 2016; the resource is the number of texts).
+    In successive halving, the last round, with at most `halving` variants, trains on all texts;
+    each round before it on `halving` times fewer (Jamieson & Talwalkar 2016; the resource is the
+    number of texts).
     """
-    counts = [variants]
+    counts = [sweep.variants or 0 if sweep.method == "tpe" else len(listed(sweep))]
+    halving = sweep.halving
     while halving and counts[-1] > halving:
         counts.append(math.ceil(counts[-1] / halving))
-    return counts
-
-
-def counts(sweep: SweepConfig) -> list[int]:
-    """Return the number of variants in each round of this sweep."""
-    return rungs(count(sweep), sweep.halving)
-
-
-def shares(counts: Sequence[int], halving: int | None) -> list[float]:
-    """Return the share of the training texts that each of these rounds trains on."""
-    return [float(halving or 1) ** (number + 1 - len(counts)) for number in range(len(counts))]
+    last = len(counts) - 1
+    return counts, [float(halving or 1) ** (number - last) for number in range(len(counts))]
