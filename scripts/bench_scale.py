@@ -17,10 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 from tgsent.backends import TrialFolders
@@ -29,6 +28,7 @@ from tgsent.config import TrialSpec, load
 from tgsent.data.dataset import load_dataset
 from tgsent.data.splits import TrialSplits
 from tgsent.experiment import execute, ray_engine, trial
+from tgsent.experiment.execute import PendingRun
 from tgsent.progress import Quiet
 from tgsent.records import Prediction, Splits
 from tgsent.runs.metrics import TrialResult
@@ -98,12 +98,10 @@ class IdleCluster:
         self.memory: list[int] = []
         self.seconds = 0.0
 
-    def attempts(
-        self, pending: Sequence[TrialSpec], *_: Any
-    ) -> Iterator[tuple[TrialSpec, ray_engine.Returned]]:
+    def attempts(self, run: PendingRun) -> Iterator[tuple[TrialSpec, ray_engine.Returned]]:
         """Answer at random."""
         started = time.perf_counter()
-        for spec in pending:
+        for spec in run.unfinished:
             yield spec, (self._result(spec), {})
             self.memory.append(resident())
         self.seconds = time.perf_counter() - started

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from ray.cluster_utils import Cluster
@@ -19,12 +20,10 @@ from ray.cluster_utils import Cluster
 import tiny_models
 from conftest import cli_environment
 from run_folders import write_texts
-from tgsent.config import EngineConfig
+from tgsent.config import RunConfig
 from tgsent.errors import UnavailableError
 from tgsent.experiment import ray_engine
-from tgsent.experiment.execute import EngineContext
 from tgsent.modeling import loading
-from tgsent.progress import Quiet
 
 SETTINGS = (
     "-m", "gpt2", "-m", "t5", "-m", "tfidf", "-n", "2",
@@ -201,7 +200,7 @@ def wait_for(condition: Any, otherwise: str) -> None:
 def test_without_ray_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UnavailableError, match=r"pip install 'tgsent\[ray\]'"):
-        next(begun(EngineConfig(kind="ray")))
+        next(ray_engine.attempts(Mock(unfinished=[1], config=RunConfig())))
 
 
 def test_a_cluster_that_is_not_there_is_told(place: Path) -> None:
@@ -220,8 +219,3 @@ def test_a_trial_that_no_machine_has_room_for_is_refused(place: Path, cluster: C
     _, told = process.communicate(timeout=300)
     assert process.returncode == 3
     assert "a trial takes 1 CPUs and 8 GPUs, and no machine of the cluster has as many" in told
-
-
-def begun(engine: EngineConfig) -> Iterator[Any]:
-    context = EngineContext(engine, None, None, {}, Quiet(), lambda *_: None)  # type: ignore[arg-type]
-    return ray_engine.attempts((), context)

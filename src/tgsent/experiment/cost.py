@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from timeit import timeit
 
 import numpy as np
@@ -65,19 +66,16 @@ def measure(spec: TrialSpec, split: Split) -> Cost:
     batches = loop.epoch_batches(
         lengths, recipe.batch_size, spec.seed, grouped=recipe.pad_to is None
     )
+    tokens = [len(batch) * (recipe.pad_to or max(lengths[i] for i in batch)) for batch in batches]
     with memory.allocation_errors(spec, "training"):
         merge = adapters.prepare(loaded.model, training)
         state = loop.prepare(loaded.model, recipe, accelerator)
         state.model.train()
 
-        def step(number: int) -> float:
+        def step(number: int) -> None:
             batch = [examples[i] for i in batches[number]]
-            # at a rate of 1e-9 the weights stay as they are
-            return timeit(lambda: loop.take_step(state, batch, collate, recipe, 1e-9), number=1)
+            loop.take_step(state, batch, collate, recipe, 1e-9)  # the weights stay as they are
 
-        tokens = [
-            len(batch) * (recipe.pad_to or max(lengths[i] for i in batch)) for batch in batches
-        ]
         training_seconds = recipe.epochs * _extrapolated(tokens, step)
         merge()
     return Cost(
@@ -95,21 +93,20 @@ def _evaluation_seconds(
     texts = sorted(split.tested, key=lambda example: len(example.text), reverse=True)
     parts = [texts[start : start + size] for start in range(0, len(texts), size)]
 
-    def answer(number: int) -> float:
-        return timeit(lambda: classify(loaded, encoder, parts[number], spec, Quiet()), number=1)
-
     letters = [len(part) * len(part[0].text) for part in parts]  # padded to the longest
     with memory.allocation_errors(spec, "evaluation"):
-        return _extrapolated(letters, answer)
+        return _extrapolated(
+            letters, lambda number: classify(loaded, encoder, parts[number], spec, Quiet())
+        )
 
 
-def _extrapolated(sizes: Sequence[int], timed: Callable[[int], float]) -> float:
-    """Time some of the parts, given by index, and estimate the seconds of all."""
+def _extrapolated(sizes: Sequence[int], work: Callable[[int], object]) -> float:
+    """Time the work on some of the parts, given by index, and estimate the seconds of all."""
     by_size = sorted(range(len(sizes)), key=sizes.__getitem__)
-    timed(by_size[-1])  # warm-up
+    work(by_size[-1])  # warm-up
     places = np.linspace(0, len(sizes) - 1, _MEASURED).round().astype(int)
     chosen = [by_size[place] for place in dict.fromkeys(places.tolist())]
-    seconds = [timed(part) for part in chosen]
+    seconds = [timeit(partial(work, part), number=1) for part in chosen]
     measured = [sizes[part] for part in chosen]
     slope, start = np.polyfit(measured, seconds, 1) if len(set(measured)) > 1 else (0.0, 0.0)
     if slope <= 0:  # one size, or noise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, TypeVar
 
@@ -20,12 +20,15 @@ from tgsent.report.results import Results
 from tgsent.runs import manifest, stored
 from tgsent.runs.checks import check_same_data, check_same_settings, check_same_weights
 from tgsent.runs.folder import RunFolder
-from tgsent.runs.manifest import DataSummary, Manifest, Retry, SweepReport
+from tgsent.runs.manifest import Manifest, Retry, SweepReport
 from tgsent.runs.metrics import TrialMetrics
 from tgsent.runs.stored import Key
 from tgsent.terminal import without_secrets
 
 _T = TypeVar("_T")
+
+Ended = tuple[TrialSpec, TrialMetrics | Failure]
+"""A trial that was run, with its metrics or why it failed."""
 
 _PATIENCE = 60.0
 """Seconds to wait for another process that starts or finishes a run in the same folder."""
@@ -50,27 +53,11 @@ class RunContext:
 NO_CONTEXT = RunContext()
 
 
-@dataclass(frozen=True)
-class EngineContext:
-    """What an engine needs beside the pending trials."""
-
-    config: EngineConfig
-    splits: Splits
-    folder: RunFolder
-    data: DataSummary
-    """For model cards."""
-    progress: Progress
-    on_retry: Callable[[TrialSpec, str], None]
-    """Called with the reason where a trial is run again because its machine died."""
-
-
 class Engine(Protocol):
     """Runs trials and writes their files in the run folder."""
 
-    def run(
-        self, pending: Sequence[TrialSpec], context: EngineContext
-    ) -> Iterator[tuple[TrialSpec, TrialMetrics | Failure]]:
-        """Yield each trial when its files are written, with its metrics or why it failed.
+    def run(self, run: PendingRun) -> Iterator[Ended]:
+        """Yield each unfinished trial of a run when its files are written.
 
         Raises what ends the whole run.
         """
@@ -141,9 +128,7 @@ class PendingRun:
             if (metrics := folder.finished(spec, summaries[spec.trial - 1]))
         }
 
-    def begin(
-        self, sweep: Sequence[SweepReport] = ()
-    ) -> Iterator[tuple[TrialSpec, TrialMetrics | Failure]]:
+    def begin(self, sweep: Sequence[SweepReport] = ()) -> Iterator[Ended]:
         """Write config and manifest; return the outcomes of the pending trials as they complete.
 
         `sweep` describes for the manifest how the settings were chosen.
@@ -164,14 +149,11 @@ class PendingRun:
                 folder.tidy(spec, finished=True)
         folder.write("config.yaml", self.config.to_yaml())
         folder.write_json("manifest.json", self.manifest.to_json())
-        pending = self.unfinished
-        if done := len(self.chosen) - len(pending):
+        if done := len(self.chosen) - len(self.unfinished):
             progress.line(f"already finished: {done} of {len(self.chosen)} trials")
         if others := folder.other_trials(self.specs):
             progress.line(f"not in this table, but kept in {folder.path}: {', '.join(others)}")
-        config, data = self.config.engine, self.manifest.data
-        context = EngineContext(config, self.splits, folder, data, progress, self._retry)
-        return _engine(config.kind).run(pending, context)
+        return _engine(self.config.engine.kind).run(self)
 
     def record(self, spec: TrialSpec, outcome: TrialMetrics | Failure) -> None:
         """Keep the outcome of a trial; write the table so far if it is due."""
@@ -204,7 +186,7 @@ class PendingRun:
         folder.write("report.md", pages.markdown_page(result, found))
         return result
 
-    def _retry(self, spec: TrialSpec, reason: str) -> None:
+    def retry(self, spec: TrialSpec, reason: str) -> None:
         """Report that a trial is run again, and note it in the manifest."""
         self.context.progress.line(
             f"{spec.title}: its process or machine died; it is run again ({reason})"

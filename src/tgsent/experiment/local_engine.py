@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 
 from tgsent.backends import TrialFolders
@@ -10,7 +10,7 @@ from tgsent.backends.registry import backend_of
 from tgsent.config import EngineConfig, TrialSpec
 from tgsent.errors import DivergedError
 from tgsent.experiment import trial
-from tgsent.experiment.execute import EngineContext
+from tgsent.experiment.execute import Ended, PendingRun
 from tgsent.progress import Quiet
 from tgsent.records import Failure, Split
 from tgsent.runs.metrics import TrialMetrics, TrialResult
@@ -20,18 +20,16 @@ from tgsent.training import distributed, interrupts, memory
 class LocalEngine:
     """Runs trials here; of several processes, this is the main one, and the others `follow`."""
 
-    def run(
-        self, pending: Sequence[TrialSpec], context: EngineContext
-    ) -> Iterator[tuple[TrialSpec, TrialMetrics | Failure]]:
+    def run(self, run: PendingRun) -> Iterator[Ended]:
         """Run trials as `Engine.run` says."""
-        trial.use_cores(context.config.cpus_per_trial)
-        folder, progress = context.folder, context.progress
+        trial.use_cores(run.config.engine.cpus_per_trial)
+        folder, progress = run.folder, run.context.progress
         outcome: TrialResult | Failure
         ended: TrialMetrics | Failure | None
-        for spec in pending:
+        for spec in run.unfinished:
             if interrupts.requested():
                 raise KeyboardInterrupt
-            split, backend = context.splits[spec.trial - 1], backend_of(spec)
+            split, backend = run.splits[spec.trial - 1], backend_of(spec)
             shared = distributed.working_on((spec, split)) if backend.in_our_loop else nullcontext()
             with folder.trial_locked(spec):
                 ended = folder.finished(spec, split.summary)  # by another process
@@ -47,7 +45,7 @@ class LocalEngine:
                                 outcome = trial.result(spec, split, done)
                             except Exception as error:  # noqa: BLE001  the other trials must go on
                                 outcome = trial.failure(spec, error)
-                        ended = trial.write(spec, outcome, context, model)
+                        ended = trial.write(spec, outcome, run, model)
             yield spec, ended
             memory.release()  # before the next model is loaded
 

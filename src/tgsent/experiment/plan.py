@@ -13,8 +13,8 @@ from tgsent.config import RunConfig, TrainingConfig, TrialSpec
 from tgsent.data.dataset import Dataset
 from tgsent.data.splits import TrialSplits, ValidationSplits
 from tgsent.errors import UnavailableError
-from tgsent.experiment import variants
 from tgsent.experiment.cost import Cost, measure
+from tgsent.experiment.sweep import rounds_of
 from tgsent.files import show_size
 from tgsent.modeling import legibility, loading
 from tgsent.modeling.family import family_of
@@ -125,7 +125,7 @@ def make_plan(
     )
     sweep = None
     if config.sweep:
-        counts, shares = variants.rounds(config.sweep)
+        counts, shares = rounds_of(config.sweep)
         rounds = ValidationSplits(splits, dataset.labels, config.sweep, shares).summaries
         sweep = SweepPlan(counts, [one.n_train for one in rounds], rounds[0].n_test)
     planned = [_plan_split(splits[k], dataset.labels) for k in range(config.trials)]

@@ -10,7 +10,7 @@ import signal
 import socket
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ from tgsent.backends.registry import backend_of
 from tgsent.config import EngineConfig, TrialSpec
 from tgsent.errors import RunFolderError, TgsentError, UnavailableError
 from tgsent.experiment import trial
-from tgsent.experiment.execute import EngineContext
+from tgsent.experiment.execute import Ended, PendingRun
 from tgsent.progress import Quiet
 from tgsent.records import Failure, Split, Splits
 from tgsent.runs.metrics import TrialMetrics, TrialResult
@@ -41,22 +41,20 @@ _ATTEMPTS = 3
 class RayEngine:
     """Runs trials on the cluster, and writes their files here."""
 
-    def run(
-        self, pending: Sequence[TrialSpec], context: EngineContext
-    ) -> Iterator[tuple[TrialSpec, TrialMetrics | Failure]]:
+    def run(self, run: PendingRun) -> Iterator[Ended]:
         """Run trials as `Engine.run` says."""
-        for spec, returned in attempts(pending, context) if pending else ():
+        for spec, returned in attempts(run) if run.unfinished else ():
             try:
-                with context.folder.trial_locked(spec):
-                    ended = _keep(spec, returned, context)
+                with run.folder.trial_locked(spec):
+                    ended = _keep(spec, returned, run)
             except RunFolderError as error:  # another process runs the trial, and writes it
                 ended = Failure(str(error))
             yield spec, ended
 
 
-def _keep(spec: TrialSpec, returned: Returned, context: EngineContext) -> TrialMetrics | Failure:
+def _keep(spec: TrialSpec, returned: Returned, run: PendingRun) -> TrialMetrics | Failure:
     """Write the files of a trial, those of its model and its trackers included."""
-    (outcome, found), folder = returned, context.folder
+    (outcome, found), folder = returned, run.folder
     with folder.model_folder(spec) as save_to:
         places = {"model": save_to, "trackers": folder.tracker_folder(spec)}
         for name, content in found.items():
@@ -66,32 +64,31 @@ def _keep(spec: TrialSpec, returned: Returned, context: EngineContext) -> TrialM
                 with files.storage_errors(file, len(content)):
                     file.parent.mkdir(parents=True, exist_ok=True)
                     file.write_bytes(content)
-        return trial.write(spec, outcome, context, save_to)
+        return trial.write(spec, outcome, run, save_to)
 
 
-def attempts(
-    pending: Sequence[TrialSpec], context: EngineContext
-) -> Iterator[tuple[TrialSpec, Returned]]:
+def attempts(run: PendingRun) -> Iterator[tuple[TrialSpec, Returned]]:
     """Run trials as tasks of a Ray cluster, and yield their outcomes and files as they complete.
 
     The splits travel once, through Ray's object store; the workers share no disk with this
     machine. A trial whose machine dies is run again elsewhere. Raises UnavailableError where Ray is
     not installed, the cluster cannot be reached, or none of its machines is large enough.
     """
-    cpus = context.config.cpus_per_trial or torch.get_num_threads()
-    gpus = context.config.gpus_per_trial
-    config = context.config.model_copy(update={"cpus_per_trial": cpus})
-    with _cluster(), context.progress.task("trials on Ray", len(pending)) as task:
+    engine = run.config.engine
+    cpus, gpus = engine.cpus_per_trial or torch.get_num_threads(), engine.gpus_per_trial
+    config = engine.model_copy(update={"cpus_per_trial": cpus})
+    waiting, deaths = run.unfinished[::-1], Counter[str]()
+    at_once = config.max_concurrent or len(waiting)
+    with _cluster(), run.context.progress.task("trials on Ray", len(waiting)) as task:
         import ray
         from ray.exceptions import RayError, RayTaskError
 
         _check_room(cpus, gpus)
         remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_trial)
-        splits = ray.put(context.splits)
-        waiting, running = [*reversed(pending)], dict[ObjectRef[Returned], TrialSpec]()
-        deaths = Counter[str]()
+        splits = ray.put(run.splits)
+        running: dict[ObjectRef[Returned], TrialSpec] = {}
         while waiting or running:
-            while waiting and len(running) < (config.max_concurrent or len(pending)):
+            while waiting and len(running) < at_once:
                 spec = waiting.pop()
                 running[remote.remote(splits, config, __version__, spec)] = spec
             ended, _ = ray.wait(list(running), timeout=0.5)
@@ -109,7 +106,7 @@ def attempts(
                     deaths[spec.title] += 1
                     reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
                     if deaths[spec.title] < _ATTEMPTS:
-                        context.on_retry(spec, reason)
+                        run.retry(spec, reason)
                         waiting.append(spec)
                         continue
                     message = f"its process or machine died {_ATTEMPTS} times: {reason}"

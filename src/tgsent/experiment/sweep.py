@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tgsent.config import ModelConfig, RunConfig, SweepConfig
+from tgsent.config import ModelConfig, RunConfig, SweepConfig, SweepRange
 from tgsent.data.dataset import Dataset
 from tgsent.data.splits import TrialSplits, ValidationSplits
 from tgsent.errors import ConfigError, RunFolderError, TgsentError, UnavailableError
 from tgsent.evaluation.significance import bootstrap
-from tgsent.experiment import execute, variants
+from tgsent.experiment import execute
 from tgsent.experiment.execute import PendingRun, RunContext
-from tgsent.experiment.variants import Settings
 from tgsent.records import Splits
 from tgsent.report.results import Results
 from tgsent.runs.checks import check_same_data, check_same_settings
@@ -24,8 +27,17 @@ from tgsent.runs.folder import RunFolder
 from tgsent.runs.manifest import SweepReport, VariantSummary
 from tgsent.runs.metrics import TrialMetrics
 
+if TYPE_CHECKING:
+    from optuna import Trial
+
 FOLDER = "sweep"
 """Name of the folder of the variants in the run folder."""
+
+Settings = Mapping[str, object]
+"""The values that a variant changes, by dotted key."""
+
+_MISSES = 1000
+"""After so many draws without a new combination, none is assumed to be left."""
 
 _LONGEST_NAME = 90  # of the 100 characters that a name may have
 
@@ -44,7 +56,7 @@ def run(config: RunConfig, dataset: Dataset, splits: TrialSplits, context: RunCo
     if FOLDER in map(str.casefold, config.names):
         raise ConfigError(f'the name "{FOLDER}" is taken by the folder of the sweep; see `as`')
     assert config.sweep is not None  # noqa: S101  else there is nothing to do here
-    counts, shares = variants.rounds(config.sweep)
+    counts, shares = rounds_of(config.sweep)
     rounds = ValidationSplits(splits, dataset.labels, config.sweep, shares)
     sweeps = {
         spec.name: _Sweep(config, config.sweep, model, dataset, counts, rounds, context)
@@ -133,7 +145,7 @@ class _Sweep:
             _optuna()
             self._fetch(self.config)
             return
-        for settings in variants.listed(self.sweep):
+        for settings in listed(self.sweep):
             self.tried.append(self._variant(settings))
         self._fetch(self._run_config(self.tried))
 
@@ -176,9 +188,7 @@ class _Sweep:
         study = optuna.create_study(direction="maximize", sampler=sampler)
         for _ in range(self.counts[0]):
             trial = study.ask()
-            settings = {
-                key: variants.suggested(trial, key, of) for key, of in self.sweep.keys.items()
-            }
+            settings = {key: suggested(trial, key, of) for key, of in self.sweep.keys.items()}
             try:
                 variant = self._variant(settings)
                 self._fetch(self._run_config([variant]))
@@ -274,3 +284,58 @@ def optimism(
     table = np.stack([draws[name] for name in answers])  # (variants, draws)
     as_they_are = np.array([scores[name] for name in answers])
     return max(0.0, float(np.mean(table.max(axis=0) - as_they_are[table.argmax(axis=0)])))
+
+
+def listed(sweep: SweepConfig) -> list[Settings]:
+    """Return the variants of a grid, or those drawn at random, each once."""
+    if sweep.method == "grid":
+        values = [
+            list(range(int(v.low), int(v.high) + 1)) if isinstance(v, SweepRange) else v
+            for v in sweep.keys.values()
+        ]
+        return [dict(zip(sweep.keys, chosen, strict=True)) for chosen in itertools.product(*values)]
+    rng = random.Random(sweep.seed)
+    found: list[Settings] = []
+    misses = 0
+    while len(found) < (sweep.variants or 0) and misses < _MISSES:
+        settings = {
+            key: _draw(values, rng) if isinstance(values, SweepRange) else rng.choice(values)
+            for key, values in sweep.keys.items()
+        }
+        misses = misses + 1 if settings in found else 0
+        if not misses:
+            found.append(settings)
+    return found
+
+
+def _draw(values: SweepRange, rng: random.Random) -> float:
+    if values.is_whole and not values.log:
+        return rng.randint(int(values.low), int(values.high))
+    if not values.log:
+        return rng.uniform(values.low, values.high)
+    drawn = math.exp(rng.uniform(math.log(values.low), math.log(values.high)))
+    return round(drawn) if values.is_whole else drawn
+
+
+def suggested(trial: Trial, key: str, values: Sequence[object] | SweepRange) -> object:
+    """Return the value that Optuna suggests."""
+    if not isinstance(values, SweepRange):  # Optuna takes few types, so it draws an index
+        return values[trial.suggest_categorical(key, range(len(values)))]
+    if values.is_whole:
+        return trial.suggest_int(key, int(values.low), int(values.high), log=values.log)
+    return trial.suggest_float(key, values.low, values.high, log=values.log)
+
+
+def rounds_of(sweep: SweepConfig) -> tuple[list[int], list[float]]:
+    """Return the number of variants in each round, and the share of the texts they train on.
+
+    In successive halving, the last round, with at most `halving` variants, trains on all texts;
+    each round before it on `halving` times fewer (Jamieson & Talwalkar 2016; the resource is the
+    number of texts).
+    """
+    counts = [sweep.variants or 0 if sweep.method == "tpe" else len(listed(sweep))]
+    halving = sweep.halving
+    while halving and counts[-1] > halving:
+        counts.append(math.ceil(counts[-1] / halving))
+    last = len(counts) - 1
+    return counts, [float(halving or 1) ** (number - last) for number in range(len(counts))]

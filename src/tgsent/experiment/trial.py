@@ -20,7 +20,7 @@ from tgsent.errors import (
     UnavailableError,
 )
 from tgsent.evaluation import metrics
-from tgsent.experiment.execute import EngineContext
+from tgsent.experiment.execute import PendingRun
 from tgsent.records import Failure, Outcome, Split
 from tgsent.report import model_card
 from tgsent.runs import signature
@@ -55,14 +55,14 @@ def failure(spec: TrialSpec, error: Exception) -> Failure:
 
 
 def write(
-    spec: TrialSpec, outcome: TrialResult | Failure, context: EngineContext, model: Path | None
+    spec: TrialSpec, outcome: TrialResult | Failure, run: PendingRun, model: Path | None
 ) -> TrialMetrics | Failure:
     """Write the files of a trial in the run folder; `model` is the folder of a saved model."""
-    folder, progress = context.folder, context.progress
+    folder, progress = run.folder, run.context.progress
     if isinstance(outcome, TrialResult):
         if model is not None:
-            split = context.splits[spec.trial - 1]
-            model_card.write(model, spec, split, outcome.metrics, context.data)
+            split = run.splits[spec.trial - 1]
+            model_card.write(model, spec, split, outcome.metrics, run.manifest.data)
         folder.write_trial(spec, outcome, model)
         progress.line(f"{spec.title}: macro-F1 {outcome.metrics.macro_f1:.4f}")
         return outcome.metrics
