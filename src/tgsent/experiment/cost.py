@@ -13,8 +13,7 @@ import numpy as np
 from tgsent.config import TrialSpec
 from tgsent.evaluation.generate import classify
 from tgsent.modeling import loading, speedups
-from tgsent.modeling.loading import LoadedModel
-from tgsent.modeling.prompts import PromptEncoder, choose_shots
+from tgsent.modeling.prompts import choose_shots
 from tgsent.progress import Quiet
 from tgsent.records import Split
 from tgsent.training import adapters, devices, loop, memory
@@ -78,26 +77,16 @@ def measure(spec: TrialSpec, split: Split) -> Cost:
 
         training_seconds = recipe.epochs * _extrapolated(tokens, step)
         merge()
-    return Cost(
-        loading_seconds=loading_seconds,
-        training_seconds=training_seconds,
-        evaluation_seconds=_evaluation_seconds(spec, split, loaded, encoder),
-        peak_memory_bytes=memory.peak(),
-    )
 
-
-def _evaluation_seconds(
-    spec: TrialSpec, split: Split, loaded: LoadedModel, encoder: PromptEncoder
-) -> float:
     size = spec.evaluation.batch_size
     texts = sorted(split.tested, key=lambda example: len(example.text), reverse=True)
     parts = [texts[start : start + size] for start in range(0, len(texts), size)]
-
     letters = [len(part) * len(part[0].text) for part in parts]  # padded to the longest
     with memory.allocation_errors(spec, "evaluation"):
-        return _extrapolated(
+        evaluation_seconds = _extrapolated(
             letters, lambda number: classify(loaded, encoder, parts[number], spec, Quiet())
         )
+    return Cost(loading_seconds, training_seconds, evaluation_seconds, memory.peak())
 
 
 def _extrapolated(sizes: Sequence[int], work: Callable[[int], object]) -> float:
