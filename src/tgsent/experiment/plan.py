@@ -246,7 +246,7 @@ def _lines(plan: Plan) -> Iterator[str]:
         rounds = list(zip(sweep.variants, sweep.n_train, strict=True))
         swept = sum(count * texts for count, texts in rounds)
         listed = ", ".join(f"{count} on {texts:,} texts" for count, texts in rounds)
-        yield f"sweep     of each model {listed}; compared on {sweep.n_validation:,} texts"
+        yield f"sweep     variants of a model: {listed}; compared on {sweep.n_validation:,} texts"
     for model in plan.models:
         yield ""
         trained = model.trainable_parameters
