@@ -51,12 +51,13 @@ from transformers import (
 )
 
 from tgsent.backends import TrialFolders
+from tgsent.backends.native import Native
 from tgsent.backends.simplet5.package import SimpleT5
 from tgsent.backends.simplet5.worker import peak_memory
 from tgsent.config import DataConfig, EvaluationConfig, PromptConfig, TrainingConfig, TrialSpec
 from tgsent.data.dataset import load_dataset
 from tgsent.evaluation.generate import classify
-from tgsent.experiment import plan, trial
+from tgsent.experiment import plan
 from tgsent.modeling import loading, speedups
 from tgsent.modeling.loading import LoadedModel
 from tgsent.modeling.prompts import render_prompt, render_target
@@ -243,8 +244,8 @@ def train_tgsent(bench: Bench, loss: str) -> Result:
     """Train by a trial of tgsent, as `tgsent run` does; a few texts are answered afterwards."""
     clock = Clock()
     split = bench.split(bench.chosen, bench.chosen[:2])
-    result = trial.run_trial(bench.spec(loss=loss), split, clock)
-    return bench.result(clock.seconds, result.metrics.precision)
+    outcome = Native().run(bench.spec(loss=loss), split, clock, TrialFolders())
+    return bench.result(clock.seconds, outcome.precision)
 
 
 def train_article(bench: Bench) -> Result:

@@ -17,17 +17,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
+from tgsent.backends import TrialFolders
+from tgsent.backends.registry import backend_of
 from tgsent.config import TrialSpec, load
 from tgsent.data.dataset import load_dataset
 from tgsent.data.splits import TrialSplits
-from tgsent.experiment import execute, ray_engine
-from tgsent.experiment.trial import run_trial
+from tgsent.experiment import execute, ray_engine, trial
+from tgsent.experiment.execute import PendingRun
 from tgsent.progress import Quiet
 from tgsent.records import Prediction, Splits
 from tgsent.runs.metrics import TrialResult
@@ -90,19 +91,18 @@ class IdleCluster:
     """Gives results of trials that nobody runs."""
 
     def __init__(self, spec: TrialSpec, splits: Splits) -> None:
-        self._metrics = run_trial(spec, splits[0], Quiet()).metrics
+        outcome = backend_of(spec).run(spec, splits[0], Quiet(), TrialFolders())
+        self._metrics = trial.result(spec, splits[0], outcome).metrics
         self._tests = [(splits[k].test, about) for k, about in enumerate(splits.summaries)]
         self._rng = random.Random(1)
         self.memory: list[int] = []
         self.seconds = 0.0
 
-    def attempts(
-        self, pending: Sequence[TrialSpec], *_: Any
-    ) -> Iterator[tuple[TrialSpec, TrialResult, dict[str, bytes]]]:
+    def attempts(self, run: PendingRun) -> Iterator[tuple[TrialSpec, ray_engine.Returned]]:
         """Answer at random."""
         started = time.perf_counter()
-        for spec in pending:
-            yield spec, self._result(spec), {}
+        for spec in run.unfinished:
+            yield spec, (self._result(spec), {})
             self.memory.append(resident())
         self.seconds = time.perf_counter() - started
 

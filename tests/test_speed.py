@@ -8,11 +8,10 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 
 from tgsent.config import TrialSpec
-from tgsent.experiment.trial import run_trial
 from tgsent.modeling.loading import LoadedModel
 from tgsent.progress import Shown
 from tgsent.records import Encoded, Example, Split
-from tiny_models import Silent, encode, examples, tiny_model, tiny_spec
+from tiny_models import Silent, encode, examples, run_trial, tiny_model, tiny_spec
 
 WIDTH = 128
 OURS, PLAIN = 192, 16

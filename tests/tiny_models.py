@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 
+from tgsent.backends import TrialFolders
 from tgsent.backends.registry import backend_of
 from tgsent.config import EvaluationConfig, PromptConfig, TrainingConfig, TrialSpec
+from tgsent.experiment import trial
 from tgsent.modeling import loading
 from tgsent.modeling.loading import LoadedModel
-from tgsent.records import Encoded, Example
+from tgsent.records import Encoded, Example, Progress, Split
+from tgsent.runs.metrics import TrialResult
 
 FAMILIES = ("gpt2", "gpt-neo", "t5")
 LABELS = ("negative", "positive")
@@ -101,6 +104,14 @@ def set_dropout(model: torch.nn.Module, share: float) -> None:
 def encode(loaded: LoadedModel, spec: TrialSpec, train: list[Example]) -> list[Encoded]:
     """Encode examples with the model's own prompt builder."""
     return loading.prompt_encoder(loaded, spec).encode_examples(train)
+
+
+def run_trial(
+    spec: TrialSpec, split: Split, progress: Progress, folders: TrialFolders | None = None
+) -> TrialResult:
+    """Run one trial, without an engine."""
+    done = backend_of(spec).run(spec, split, progress, folders or TrialFolders())
+    return trial.result(spec, split, done)
 
 
 class Silent:

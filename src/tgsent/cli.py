@@ -315,8 +315,7 @@ def _print_results(results: Results, *, as_json: bool, quiet: bool, only: Sequen
 def _print_plan(
     settings: RunConfig, dataset: Dataset, splits: TrialSplits, *, as_json: bool
 ) -> None:
-    from tgsent.experiment.plan import make_plan
-    from tgsent.experiment.plan_text import to_text
+    from tgsent.experiment.plan import make_plan, to_text
 
     plan, missing = make_plan(settings, dataset, splits)
     sys.stdout.write(to_json(plan.to_json()) if as_json else printable(to_text(plan)))

@@ -9,9 +9,8 @@ from tgsent.config import load
 from tgsent.data.dataset import load_dataset
 from tgsent.data.splits import TrialSplits
 from tgsent.errors import TrialError
-from tgsent.experiment.trial import run_trial
 from tgsent.records import Example, Split
-from tiny_models import LABELS, Silent, examples, tiny_spec
+from tiny_models import LABELS, Silent, examples, run_trial, tiny_spec
 
 TEXTS = examples(60)
 SPLIT = Split(1, 1, tuple(TEXTS[:48]), tuple(TEXTS[48:]), sha256="5" * 64, overlap=0)

@@ -24,11 +24,10 @@ from tgsent.backends.simplet5 import environment, package
 from tgsent.config import PromptConfig, TrialSpec
 from tgsent.errors import ConfigError, TrialError, UnavailableError
 from tgsent.experiment import predict
-from tgsent.experiment.trial import run_trial
 from tgsent.modeling import loading
 from tgsent.records import Split
 from tgsent.runs import stored
-from tiny_models import LABELS, Silent, check, examples, tiny_spec
+from tiny_models import LABELS, Silent, check, examples, run_trial, tiny_spec
 
 TEXTS = examples(60)
 SPLIT = Split(1, 1, tuple(TEXTS[:48]), tuple(TEXTS[48:]), sha256="5" * 64, overlap=0)

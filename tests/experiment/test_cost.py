@@ -23,15 +23,19 @@ SPLIT = Split(1, 1, tuple(TEXTS[:60]), tuple(TEXTS[60:]), "5" * 64, 0)
     ],
 )
 def test_all_parts_take_what_the_measured_ones_tell(
-    sizes: Sequence[int], seconds: Callable[[int], float], expected: float
+    sizes: Sequence[int],
+    seconds: Callable[[int], float],
+    expected: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     measured: list[int] = []
+    monkeypatch.setattr(cost, "timeit", lambda work, number: number * work())
 
-    def timed(part: int) -> float:
+    def work(part: int) -> float:
         measured.append(part)
         return seconds(sizes[part])
 
-    assert cost._extrapolated(list(sizes), timed) == pytest.approx(expected)
+    assert cost._extrapolated(list(sizes), work) == pytest.approx(expected)
     assert len(measured) <= 6
     assert sizes[measured[0]] == max(sizes)  # which needs the most memory, and warms up
 

@@ -121,7 +121,7 @@ def test_the_best_model_answers_unless_told_otherwise(folder: Path) -> None:
     ("model", "trial", "told"),
     [
         ("bert", None, '--model: .* has no model "bert", but gpt2, gpt-neo, t5, majority'),
-        ("majority", None, "majority is a baseline, which is never kept"),
+        ("majority", None, "majority: baselines are never kept"),
         ("gpt2", 2, r"no weights of gpt2 trial 2 were kept .*\n.*output.save_model=all\n"),
         (None, 9, "--trial: .* has no trial 9, but 1, 2"),
     ],

@@ -16,12 +16,11 @@ from tgsent.config import PromptConfig, TrialSpec
 from tgsent.errors import UnavailableError
 from tgsent.evaluation import metrics
 from tgsent.evaluation.generate import classify
-from tgsent.experiment.trial import run_trial
 from tgsent.modeling import loading, speedups
 from tgsent.modeling.loading import LoadedModel
 from tgsent.records import Example, Split
 from tgsent.runs.metrics import TrialMetrics, TrialResult
-from tiny_models import FAMILIES, LABELS, Silent, examples, tiny_spec
+from tiny_models import FAMILIES, LABELS, Silent, examples, run_trial, tiny_spec
 
 TEXTS = examples(60)
 SPLIT = Split(1, 1, tuple(TEXTS[:48]), tuple(TEXTS[48:]), sha256="5" * 64, overlap=0)

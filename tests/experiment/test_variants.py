@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tgsent.config import SweepConfig
-from tgsent.experiment.variants import listed, rungs
+from tgsent.experiment.sweep import listed, rounds_of
 
 
 def sweep(**settings: Any) -> SweepConfig:
@@ -54,6 +54,11 @@ def test_what_is_drawn_is_never_drawn_twice_and_ends_with_the_last_combination()
     assert all(found.count(one) == 1 for one in found)
 
 
+def rounds(variants: int, halving: int | None) -> tuple[list[int], list[float]]:
+    keys = {"training.epochs": {"low": 1, "high": 10**6}}
+    return rounds_of(sweep(keys=keys, method="random", variants=variants, halving=halving))
+
+
 @pytest.mark.parametrize(
     ("variants", "halving", "expected"),
     [
@@ -69,11 +74,13 @@ def test_what_is_drawn_is_never_drawn_twice_and_ends_with_the_last_combination()
 def test_rounds_of_successive_halving(
     variants: int, halving: int | None, expected: list[int]
 ) -> None:
-    assert rungs(variants, halving) == expected
+    counts, shares = rounds(variants, halving)
+    assert counts == expected
+    assert shares == [1 / (halving or 1) ** k for k in reversed(range(len(expected)))]
 
 
 @given(st.integers(1, 500), st.integers(2, 6))
 def test_each_round_keeps_a_share_and_the_last_is_small(variants: int, halving: int) -> None:
-    counts = rungs(variants, halving)
+    counts, _ = rounds(variants, halving)
     assert counts[-1] <= halving
     assert all(b == math.ceil(a / halving) for a, b in itertools.pairwise(counts))

@@ -17,14 +17,13 @@ from tgsent.backends import TrialFolders
 from tgsent.config import EvaluationConfig, TrialSpec
 from tgsent.errors import ConfigError, UnavailableError
 from tgsent.evaluation.generate import classify
-from tgsent.experiment.trial import run_trial
 from tgsent.modeling import causal, loading
 from tgsent.modeling.batches import IGNORE, token_losses
 from tgsent.modeling.loading import LoadedModel
 from tgsent.modeling.prompts import PromptEncoder
 from tgsent.records import Split
 from tgsent.training import adapters
-from tiny_models import Silent, check, examples, set_dropout, tiny_spec
+from tiny_models import Silent, check, examples, run_trial, set_dropout, tiny_spec
 
 WORKING = [a for a in ARCHITECTURES if not a.refused]
 REFUSED = [a for a in ARCHITECTURES if a.refused]

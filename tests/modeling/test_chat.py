@@ -14,12 +14,11 @@ from tgsent.backends import TrialFolders
 from tgsent.config import PromptConfig, TrialSpec
 from tgsent.errors import ConfigError
 from tgsent.evaluation.generate import classify
-from tgsent.experiment.trial import run_trial
 from tgsent.modeling import chat, loading
 from tgsent.modeling.loading import LoadedModel
 from tgsent.modeling.tokens import special_ids
 from tgsent.records import Example, Split
-from tiny_models import Silent, check, examples, tiny_spec
+from tiny_models import Silent, check, examples, run_trial, tiny_spec
 
 SHOTS = (Example("so bad", "negative"), Example("so good", "positive"))
 (QWEN3,) = (a for a in ARCHITECTURES if a.model_type == "qwen3")

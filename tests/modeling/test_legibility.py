@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from tgsent.experiment.plan import plan_model
-from tgsent.experiment.trial import run_trial
 from tgsent.modeling import legibility, loading
 from tgsent.modeling.legibility import Legibility
 from tgsent.records import Example, Split
-from tiny_models import FAMILIES, LABELS, Silent, examples, tiny_model, tiny_spec
+from tiny_models import FAMILIES, LABELS, Silent, examples, run_trial, tiny_model, tiny_spec
 
 STRANGE = ("去起我们", "朋饭失望", "一起开心", "难过吃饭")
 

@@ -15,12 +15,21 @@ from tgsent.backends import TrialFolders
 from tgsent.config import LoraConfig, RunConfig, TrainingConfig
 from tgsent.data import dataset, splits
 from tgsent.errors import ConfigError, UnavailableError
-from tgsent.experiment.trial import run_trial
 from tgsent.modeling import loading, speedups, tiny
 from tgsent.modeling.batches import token_losses
 from tgsent.records import Example, Split
 from tgsent.training import adapters
-from tiny_models import FAMILIES, LABELS, Silent, check, encode, examples, tiny_model, tiny_spec
+from tiny_models import (
+    FAMILIES,
+    LABELS,
+    Silent,
+    check,
+    encode,
+    examples,
+    run_trial,
+    tiny_model,
+    tiny_spec,
+)
 
 TEXTS = examples(60)
 SPLIT = Split(1, 1, tuple(TEXTS[:48]), tuple(TEXTS[48:]), sha256="5" * 64, overlap=0)

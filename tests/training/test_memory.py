@@ -16,13 +16,12 @@ from conftest import cli_environment
 from tgsent.backends import native
 from tgsent.config import TrainingConfig
 from tgsent.errors import ConfigError, TrialError
-from tgsent.experiment import trial
 from tgsent.files import show_size
 from tgsent.modeling import loading
 from tgsent.modeling.batches import token_losses
 from tgsent.records import Split
 from tgsent.training import adapters, loop, memory
-from tiny_models import FAMILIES, Silent, encode, examples, tiny_model, tiny_spec
+from tiny_models import FAMILIES, Silent, encode, examples, run_trial, tiny_model, tiny_spec
 
 GB = 10**9
 
@@ -222,4 +221,4 @@ def test_a_trial_names_the_part_in_which_memory_ran_out(
     texts = examples(20)
     split = Split(1, 1, tuple(texts[:12]), tuple(texts[12:]), sha256="5" * 64, overlap=0)
     with pytest.raises(TrialError, match=f"out of memory in {phase}"):
-        trial.run_trial(tiny_spec(), split, Silent())
+        run_trial(tiny_spec(), split, Silent())

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
+from timeit import timeit
 
 import numpy as np
-from accelerate.utils import set_seed
 
 from tgsent.config import TrialSpec
 from tgsent.evaluation.generate import classify
 from tgsent.modeling import loading, speedups
-from tgsent.modeling.loading import LoadedModel
-from tgsent.modeling.prompts import PromptEncoder, choose_shots
+from tgsent.modeling.prompts import choose_shots
 from tgsent.progress import Quiet
-from tgsent.records import Example, Split
+from tgsent.records import Split
 from tgsent.training import adapters, loop, memory
 from tgsent.training.recipe import resolve
 
@@ -51,7 +51,6 @@ def measure(spec: TrialSpec, split: Split) -> Cost:
     init = "tiny" if spec.training.init == "tiny" else "random"
     training = spec.training.model_copy(update={"init": init})
     spec = spec.model_copy(update={"training": training})
-    set_seed(spec.seed)
     with memory.allocation_errors("loading"):
         loaded = loading.load(spec, split.train)
     speedups.apply(loaded.model)
@@ -60,69 +59,44 @@ def measure(spec: TrialSpec, split: Split) -> Cost:
     examples = encoder.encode_examples([one for one in split.train if one not in shots])
     loading_seconds = time.perf_counter() - started
 
-    parameters = loaded.model.num_parameters()
-    recipe = resolve(training, loaded.family, parameters, len(examples))
-    recipe = replace(recipe, learning_rate=1e-9, weight_decay=0.0)  # the weights stay as they are
+    recipe = resolve(training, loaded.family, loaded.model.num_parameters(), len(examples))
+    lengths = [len(example) for example in examples]
+    batches = loop.epoch_batches(
+        lengths, recipe.batch_size, spec.seed, grouped=recipe.pad_to is None
+    )
+    tokens = [len(batch) * (recipe.pad_to or max(lengths[i] for i in batch)) for batch in batches]
     with memory.allocation_errors("training"):
         merge = adapters.prepare(loaded.model, training)
         state = loop.prepare(loaded, recipe, accelerator)
         state.model.train()
 
-        def step(batch: Sequence[int]) -> float:
-            begun = time.perf_counter()
-            loop.take_step(state, [examples[i] for i in batch], 1e-9)
-            return time.perf_counter() - begun
+        def step(number: int) -> None:
+            batch = [examples[i] for i in batches[number]]
+            loop.take_step(state, batch, 1e-9)  # the weights stay as they are
 
-        batches = loop.epoch_batches(
-            [len(example) for example in examples],
-            recipe.batch_size,
-            spec.seed,
-            grouped=recipe.pad_to is None,
-        )
-        tokens = [_padded([len(examples[i]) for i in batch], recipe.pad_to) for batch in batches]
-        training_seconds = recipe.epochs * _extrapolated(tokens, lambda k: step(batches[k]))
+        training_seconds = recipe.epochs * _extrapolated(tokens, step)
         merge()
-    evaluation_seconds = _evaluation_seconds(spec, split, loaded, encoder)
-    return Cost(
-        loading_seconds=loading_seconds,
-        training_seconds=training_seconds,
-        evaluation_seconds=evaluation_seconds,
-        peak_memory_bytes=memory.peak(),
-    )
 
-
-def _evaluation_seconds(
-    spec: TrialSpec, split: Split, loaded: LoadedModel, encoder: PromptEncoder
-) -> float:
     size = spec.evaluation.batch_size
     texts = sorted(split.tested, key=lambda example: len(example.text), reverse=True)
     parts = [texts[start : start + size] for start in range(0, len(texts), size)]
-
-    def answer(part: Sequence[Example]) -> float:
-        begun = time.perf_counter()
-        classify(loaded, encoder, part, spec, Quiet())
-        return time.perf_counter() - begun
-
-    letters = [_padded([len(example.text) for example in part], None) for part in parts]
+    letters = [len(part) * len(part[0].text) for part in parts]  # padded to the longest
     with memory.allocation_errors("evaluation"):
-        return _extrapolated(letters, lambda k: answer(parts[k]))
+        evaluation_seconds = _extrapolated(
+            letters, lambda number: classify(loaded, encoder, parts[number], spec, Quiet())
+        )
+    return Cost(loading_seconds, training_seconds, evaluation_seconds, memory.peak())
 
 
-def _padded(lengths: Sequence[int], pad_to: int | None) -> int:
-    """Return the number of tokens of a batch with its padding."""
-    return len(lengths) * (pad_to or max(lengths))
-
-
-def _extrapolated(sizes: Sequence[int], timed: Callable[[int], float]) -> float:
-    """Time some of the parts, given by index, and estimate the seconds of all."""
+def _extrapolated(sizes: Sequence[int], work: Callable[[int], object]) -> float:
+    """Time the work on some of the parts, given by index, and estimate the seconds of all."""
     by_size = sorted(range(len(sizes)), key=sizes.__getitem__)
-    timed(by_size[-1])  # warm-up
+    work(by_size[-1])  # warm-up
     places = np.linspace(0, len(sizes) - 1, _MEASURED).round().astype(int)
     chosen = [by_size[place] for place in dict.fromkeys(places.tolist())]
-    seconds = [timed(part) for part in chosen]
-    if len({sizes[part] for part in chosen}) < 2:
-        return float(np.mean(seconds)) * len(sizes)
-    slope, start = np.polyfit([sizes[part] for part in chosen], seconds, 1)
-    if slope < 0:  # noise
+    seconds = [timeit(partial(work, part), number=1) for part in chosen]
+    measured = [sizes[part] for part in chosen]
+    slope, start = np.polyfit(measured, seconds, 1) if len(set(measured)) > 1 else (0.0, 0.0)
+    if slope <= 0:  # one size, or noise
         return float(np.mean(seconds)) * len(sizes)
     return float(np.clip(start + slope * np.array(sizes), min(seconds) / 2, None).sum())

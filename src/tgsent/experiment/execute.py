@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 from tgsent.backends.registry import backend_of
 from tgsent.config import EngineConfig, RunConfig, TrialSpec
 from tgsent.data.dataset import Dataset
 from tgsent.errors import ConfigError, RunFolderError, UnavailableError
-from tgsent.experiment.engine import Engine, EngineContext
 from tgsent.modeling import hub, weights
 from tgsent.progress import Quiet
 from tgsent.records import Failure, Prediction, Progress, Splits
@@ -22,10 +22,13 @@ from tgsent.runs.checks import check_same_data, check_same_settings, check_same_
 from tgsent.runs.folder import RunFolder
 from tgsent.runs.manifest import Manifest, Retry, SweepReport
 from tgsent.runs.metrics import TrialMetrics
+from tgsent.runs.stored import Key
 from tgsent.terminal import without_secrets
 
-Key = tuple[str, int]
-"""Name of a model, and number of a trial."""
+_T = TypeVar("_T")
+
+Ended = tuple[TrialSpec, TrialMetrics | Failure]
+"""A trial that was run, with its metrics or why it failed."""
 
 _PATIENCE = 60.0
 """Seconds to wait for another process that starts or finishes a run in the same folder."""
@@ -50,97 +53,95 @@ class RunContext:
 NO_CONTEXT = RunContext()
 
 
+class Engine(Protocol):
+    """Runs trials and writes their files in the run folder."""
+
+    def run(self, run: PendingRun) -> Iterator[Ended]:
+        """Yield each unfinished trial of a run when its files are written.
+
+        Raises what ends the whole run.
+        """
+        ...
+
+
 def run(
     config: RunConfig, dataset: Dataset, splits: Splits, context: RunContext = NO_CONTEXT
 ) -> Results:
     """Run every trial that is not finished yet; return the results.
 
-    A trial that fails is recorded and does not stop the others. Raises as `prepare` does, and
+    A trial that fails is recorded and does not stop the others. Raises as `PendingRun` does, and
     RunFolderError where another run is writing to the folder.
     """
-    pending = prepare(config, dataset, splits, context)
-    if not context.only:
-        with pending.folder.locked():
-            for spec, outcome in pending.begin():
-                pending.record(spec, outcome)
-            return pending.finish()
-    # other processes begin, run other trials and end meanwhile
-    with pending.folder.locked(wait_seconds=_PATIENCE):
+    pending = PendingRun(config, dataset, splits, context)
+    with contextlib.ExitStack() as lock:
+        lock.enter_context(pending.folder.locked(wait_seconds=_PATIENCE if context.only else 0))
         outcomes = pending.begin()
-    for spec, outcome in outcomes:
-        pending.record(spec, outcome)
-    with pending.folder.locked(wait_seconds=-1):
-        pending.add_others()
+        if context.only:  # other processes begin, run other trials and end meanwhile
+            lock.close()
+        for spec, outcome in outcomes:
+            pending.record(spec, outcome)
+        if context.only:
+            lock.enter_context(pending.folder.locked(wait_seconds=-1))
+            pending.add_others()
         return pending.finish()
 
 
-def prepare(config: RunConfig, dataset: Dataset, splits: Splits, context: RunContext) -> PendingRun:
-    """Check all that can be checked before the run folder is written, and fetch the models.
-
-    Raises UnavailableError where something needed is not available, RunFolderError where the
-    folder cannot take the run, ConfigError where there is no such trial.
-    """
-    specs = weights.recorded(config.trial_specs(dataset.labels), context.progress)
-    chosen = _chosen(specs, context.only)
-    pending = PendingRun(config, dataset, splits, context, specs, chosen)
-    if not context.fresh:
-        pending.read_finished()
-    pending.commits = fetch_models(pending.unfinished, config.engine, context.progress)
-    return pending
-
-
-@dataclass
 class PendingRun:
     """A run that was prepared. The caller locks the folder while `begin` and `finish` write."""
 
-    config: RunConfig
-    dataset: Dataset
-    splits: Splits
-    context: RunContext
-    specs: Sequence[TrialSpec]
-    """All trials of the config."""
-    chosen: Sequence[TrialSpec]
-    """Those to run."""
-    commits: dict[str, str | None] = field(default_factory=dict)
-    """Of the models that were fetched from the Hub, by name."""
-    finished: dict[Key, TrialMetrics] = field(default_factory=dict)
-    """Metrics by trial."""
-    failed: dict[Key, str] = field(default_factory=dict)
-    """Reasons by trial."""
-    retried: list[Retry] = field(default_factory=list)
-    _manifest: Manifest | None = None
-    _next_table: float = 0.0
+    manifest: Manifest
+    """What is run, on what, where and when; known from `begin` on."""
 
-    @property
-    def folder(self) -> RunFolder:
-        """The run folder."""
-        return RunFolder(self.config.folder)
+    def __init__(
+        self, config: RunConfig, dataset: Dataset, splits: Splits, context: RunContext
+    ) -> None:
+        """Check all that can be checked before the run folder is written, and fetch the models.
 
-    @property
-    def manifest(self) -> Manifest:
-        """What is run, on what, where and when; known from `begin` on."""
-        if self._manifest is None:
-            raise RuntimeError("the run has not begun")
-        return replace(self._manifest, retried=tuple(self.retried))
+        Raises UnavailableError where something needed is not available, RunFolderError where the
+        folder cannot take the run, ConfigError where there is no such trial.
+        """
+        self.config, self.dataset, self.splits, self.context = config, dataset, splits, context
+        self.folder = RunFolder(config.folder)
+        self.specs = weights.recorded(config.trial_specs(dataset.labels), context.progress)
+        self.chosen = _chosen(self.specs, context.only)
+        self.finished: dict[Key, TrialMetrics] = {}
+        self.failed: dict[Key, str] = {}
+        self._next_table = 0.0
+        if not context.fresh:
+            self.read_finished()
+        self.commits = fetch_models(self.unfinished, config.engine, context.progress)
 
     @property
     def unfinished(self) -> list[TrialSpec]:
         """The trials to run that have no results yet."""
         return [spec for spec in self.chosen if (spec.name, spec.trial) not in self.finished]
 
-    def begin(
-        self, sweep: Sequence[SweepReport] = ()
-    ) -> Iterator[tuple[TrialSpec, TrialMetrics | Failure]]:
+    def read_finished(self) -> None:
+        """Read which trials are finished; raise RunFolderError for other results."""
+        folder, summaries = self.folder, self.splits.summaries
+        check_same_settings(folder.path, self.config)
+        check_same_data(folder.path, self.dataset.sha256)
+        check_same_weights(folder.path, self.specs)
+        self.finished = {
+            (spec.name, spec.trial): metrics
+            for spec in self.specs
+            if (metrics := folder.finished(spec, summaries[spec.trial - 1]))
+        }
+
+    def begin(self, sweep: Sequence[SweepReport] = ()) -> Iterator[Ended]:
         """Write config and manifest; return the outcomes of the pending trials as they complete.
 
         `sweep` describes for the manifest how the settings were chosen.
         """
-        folder, line = self.folder, self.context.progress.line
+        folder, progress = self.folder, self.context.progress
         if self.context.fresh and (aside := folder.move_aside()):
-            line(f"the old results are now in {aside}")
+            progress.line(f"the old results are now in {aside}")
         self.read_finished()
-        self._manifest = manifest.make(
-            self.config, self.dataset, self.splits, self._commits(), self._weights(),
+        # a local model may be gone when all of its trials are finished
+        hashes = {name: own.weights_sha256 for (name, _), own in self.finished.items()}
+        hashes |= {spec.name: spec.weights for spec in self.specs if spec.weights}
+        self.manifest = manifest.make(
+            self.config, self.dataset, self.splits, self._commits(), hashes,
             self.context.command, sweep or _swept(folder, self.config),
         )  # fmt: skip
         for spec in self.specs:
@@ -148,18 +149,11 @@ class PendingRun:
                 folder.tidy(spec, finished=True)
         folder.write("config.yaml", self.config.to_yaml())
         folder.write_json("manifest.json", self.manifest.to_json())
-        pending = self.unfinished
-        if done := len(self.chosen) - len(pending):
-            line(f"already finished: {done} of {len(self.chosen)} trials")
+        if done := len(self.chosen) - len(self.unfinished):
+            progress.line(f"already finished: {done} of {len(self.chosen)} trials")
         if others := folder.other_trials(self.specs):
-            line(f"not in this table, but kept in {folder.path}: {', '.join(others)}")
-        engine = self.config.engine
-        return _engine(engine.kind).run(
-            pending,
-            EngineContext(
-                engine, self.splits, folder, self.manifest.data, self.context.progress, self._retry
-            ),
-        )
+            progress.line(f"not in this table, but kept in {folder.path}: {', '.join(others)}")
+        return _engine(self.config.engine.kind).run(self)
 
     def record(self, spec: TrialSpec, outcome: TrialMetrics | Failure) -> None:
         """Keep the outcome of a trial; write the table so far if it is due."""
@@ -183,7 +177,7 @@ class PendingRun:
         """Write manifest, results and reports; return the results."""
         folder = self.folder
         if len(self.finished) + len(self.failed) == len(self.specs):
-            self._manifest = replace(self.manifest, finished=manifest.now())
+            self.manifest = replace(self.manifest, finished=manifest.now())
         folder.write_json("manifest.json", self.manifest.to_json())
         predictions = {key: folder.predictions(own) for key, own in self.finished.items()}
         result = self._write_results(predictions)
@@ -192,25 +186,13 @@ class PendingRun:
         folder.write("report.md", pages.markdown_page(result, found))
         return result
 
-    def read_finished(self) -> None:
-        """Read which trials are finished; raise RunFolderError for other results."""
-        folder = self.folder
-        check_same_settings(folder.path, self.config)
-        check_same_data(folder.path, self.dataset.sha256)
-        check_same_weights(folder.path, self.specs)
-        summaries = self.splits.summaries
-        found = {
-            (spec.name, spec.trial): folder.finished(spec, summaries[spec.trial - 1])
-            for spec in self.specs
-        }
-        self.finished = {key: own for key, own in found.items() if own is not None}
-
-    def _retry(self, spec: TrialSpec, reason: str) -> None:
+    def retry(self, spec: TrialSpec, reason: str) -> None:
         """Report that a trial is run again, and note it in the manifest."""
         self.context.progress.line(
             f"{spec.title}: its process or machine died; it is run again ({reason})"
         )
-        self.retried.append(Retry(f"{spec.name}:{spec.trial}", reason))
+        retry = Retry(f"{spec.name}:{spec.trial}", reason)
+        self.manifest = replace(self.manifest, retried=(*self.manifest.retried, retry))
 
     def _commits(self) -> dict[str, str | None]:
         """Return every model's commit; report where the trials of a model differ in it."""
@@ -223,24 +205,18 @@ class PendingRun:
                 )
         return {**before, **self.commits}
 
-    def _weights(self) -> dict[str, str]:
-        """Return the hash of every local model, of finished trials where the model is gone."""
-        hashes = {name: own.weights_sha256 for (name, _), own in self.finished.items()}
-        hashes |= {spec.name: spec.weights for spec in self.specs if spec.weights}
-        return {name: sha256 for name, sha256 in hashes.items() if sha256}
-
     def _write_results(self, predictions: Mapping[Key, Sequence[Prediction]]) -> Results:
         """Write `results.json` and `results.csv` about the trials of the config."""
         config, numbers = self.config, range(1, self.config.trials + 1)
-        done, failed = self.finished, self.failed
-        trials = {
-            name: {k: done[name, k] for k in numbers if (name, k) in done} for name in config.names
-        }
-        reasons = {
-            name: {k: failed[name, k] for k in numbers if (name, k) in failed}
-            for name in config.names
-        }
-        result = results.collect(config.name, trials, reasons, predictions, self.manifest)
+
+        def by_model(found: Mapping[Key, _T]) -> dict[str, dict[int, _T]]:
+            return {
+                name: {k: found[name, k] for k in numbers if (name, k) in found}
+                for name in config.names
+            }
+
+        trials, failed = by_model(self.finished), by_model(self.failed)
+        result = results.collect(config.name, trials, failed, predictions, self.manifest)
         escape = config.output.escape_formulas
         self.folder.write_json("results.json", result.to_json())
         self.folder.write("results.csv", tables.results_csv(result, escape_formulas=escape))
@@ -265,19 +241,16 @@ def fetch_models(
 
     Return their commits on the Hub, by name.
     """
-    specs = {spec.name: spec for spec in pending}
-    for spec in specs.values():
+    specs = {spec.name: spec for spec in pending}.values()
+    for spec in specs:
         if spec.training.package is not None:  # before gigabytes are downloaded
             backend_of(spec).check_installed(spec)
-    commits = {}
-    for name, spec in specs.items():
-        snapshot = hub.fetch_for(spec, progress)
-        commits[name] = snapshot.commit if snapshot else None
-    for spec in specs.values():
+    snapshots = {spec.name: hub.fetch_for(spec, progress) for spec in specs}
+    for spec in specs:
         backend_of(spec).check_installed(spec)
         for note in backend_of(spec).check(spec, here=engine.kind == "local"):
             progress.line(note)
-    return commits
+    return {name: found.commit if found else None for name, found in snapshots.items()}
 
 
 def missing_models(config: RunConfig) -> Iterator[UnavailableError]:

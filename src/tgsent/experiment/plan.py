@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -14,8 +13,9 @@ from tgsent.config import RunConfig, TrainingConfig, TrialSpec
 from tgsent.data.dataset import Dataset
 from tgsent.data.splits import TrialSplits, ValidationSplits
 from tgsent.errors import UnavailableError
-from tgsent.experiment import cost, variants
-from tgsent.experiment.cost import Cost
+from tgsent.experiment.cost import Cost, measure
+from tgsent.experiment.sweep import rounds_of
+from tgsent.files import show_size
 from tgsent.modeling import legibility, loading
 from tgsent.modeling.family import family_of
 from tgsent.modeling.loading import LoadedModel
@@ -103,7 +103,7 @@ class Plan:
     models: Sequence[ModelPlan]
     trials: Sequence[str]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the plan as plain values."""
         return {**asdict(self), "config": self.config.dump()}
 
@@ -115,22 +115,22 @@ def make_plan(
     models, missing = [], []
     specs = config.trial_specs(dataset.labels)
     for spec in specs[:: config.trials]:
-        if backend_of(spec).settings(spec):
+        if not spec.is_baseline:
             try:
                 models.append(plan_model(spec, splits[0]))
             except UnavailableError as error:
                 missing.append(error)
-    plan = Plan(
-        config,
-        DataPlan(
-            dataset.source, dataset.rows, dataset.duplicates, dataset.dropped, len(dataset.texts)
-        ),
-        [_plan_split(splits[k], dataset.labels) for k in range(config.trials)],
-        _plan_sweep(config, dataset, splits),
-        models,
-        [f"{spec.name}:{spec.trial}" for spec in specs],
+    data = DataPlan(
+        dataset.source, dataset.rows, dataset.duplicates, dataset.dropped, len(dataset.texts)
     )
-    return plan, missing
+    sweep = None
+    if config.sweep:
+        counts, shares = rounds_of(config.sweep)
+        rounds = ValidationSplits(splits, dataset.labels, config.sweep, shares).summaries
+        sweep = SweepPlan(counts, [one.n_train for one in rounds], rounds[0].n_test)
+    planned = [_plan_split(splits[k], dataset.labels) for k in range(config.trials)]
+    trials = [f"{spec.name}:{spec.trial}" for spec in specs]
+    return Plan(config, data, planned, sweep, models, trials), missing
 
 
 def _plan_split(split: Split, labels: Sequence[str]) -> SplitPlan:
@@ -139,16 +139,6 @@ def _plan_split(split: Split, labels: Sequence[str]) -> SplitPlan:
         for part in (split.train, split.test)
     )
     return SplitPlan(split.trial, split.seed, train, test, split.overlap, split.sha256)
-
-
-def _plan_sweep(config: RunConfig, dataset: Dataset, splits: TrialSplits) -> SweepPlan | None:
-    sweep = config.sweep
-    if sweep is None:
-        return None
-    counts = variants.counts(sweep)
-    shares = variants.shares(counts, sweep.halving)
-    rounds = ValidationSplits(splits, dataset.labels, sweep, shares).summaries
-    return SweepPlan(counts, [one.n_train for one in rounds], rounds[0].n_test)
 
 
 def plan_model(spec: TrialSpec, split: Split) -> ModelPlan:
@@ -165,12 +155,10 @@ def plan_model(spec: TrialSpec, split: Split) -> ModelPlan:
     notes = backend.check(spec, loaded=loaded)
     encoder = loading.prompt_encoder(loaded, spec, choose_shots(split.train, spec))
     train = encoder.encode_examples(split.train)
-    parameters = loaded.model.num_parameters()
-    recipe = resolve(training, loaded.family, parameters, len(train))
     truncated = encoder.truncated
     test = encoder.encode_prompts([example.text for example in split.test])
+    recipe = resolve(training, loaded.family, loaded.model.num_parameters(), len(train))
     read, written = _tokens(train, training, recipe, loaded)
-    test_tokens = sum(map(len, test))
     answer_tokens = len(test) * max(map(len, encoder.targets.values()))
     reading, writing = matrix_parameters(loaded.model)
     trainable_parameters, memory_bytes = memory.estimate(loaded.model, training)
@@ -194,14 +182,14 @@ def plan_model(spec: TrialSpec, split: Split) -> ModelPlan:
         max_grad_norm=recipe.max_grad_norm,
         padding=recipe.padding,
         precision=recipe.precision,
-        parameters=parameters,
+        parameters=loaded.model.num_parameters(),
         trainable_parameters=trainable_parameters,
         memory_bytes=memory_bytes,
         training_tokens=recipe.epochs * (read + written),
         truncated=truncated,
         training_flop=6.0 * recipe.epochs * (reading * read + writing * written),
-        evaluation_flop=2.0 * (reading * test_tokens + writing * answer_tokens),
-        cost=cost.measure(spec, split) if backend.in_our_loop else None,
+        evaluation_flop=2.0 * (reading * sum(map(len, test)) + writing * answer_tokens),
+        cost=measure(spec, split) if backend.in_our_loop else None,
     )
 
 
@@ -234,3 +222,78 @@ def matrix_parameters(model: PreTrainedModel) -> tuple[int, int]:
     if family_of(model.config).is_seq2seq:
         return matrices(model.get_encoder()), matrices(model.get_decoder()) + head
     return matrices(model.base_model) + head, matrices(model.base_model) + head
+
+
+def to_text(plan: Plan) -> str:
+    """Write a plan for people."""
+    return "\n".join(_lines(plan)) + "\n"
+
+
+def _lines(plan: Plan) -> Iterator[str]:
+    data = plan.data
+    yield plan.config.to_yaml()
+    yield (
+        f"data      {data.source}: {data.rows} rows, {data.duplicates} repeated texts"
+        f" ({data.dropped} dropped), {data.sampled} sampled"
+    )
+    for split in plan.splits:
+        yield (
+            f"trial {split.trial:<3} train {_counts(split.train)}; test {_counts(split.test)};"
+            f" {split.overlap} test texts also in train; sha256 {split.sha256[:12]}"
+        )
+    swept = 0
+    if sweep := plan.sweep:
+        rounds = list(zip(sweep.variants, sweep.n_train, strict=True))
+        swept = sum(count * texts for count, texts in rounds)
+        listed = ", ".join(f"{count} on {texts:,} texts" for count, texts in rounds)
+        yield f"sweep     variants of a model: {listed}; compared on {sweep.n_validation:,} texts"
+    for model in plan.models:
+        yield ""
+        trained = model.trainable_parameters
+        yield f"{model.model} ({model.parameters:,} parameters, {trained:,} trained)"
+        yield from (f"  {name:<16} {text}" for name, text in _rows(model))
+    if costs := [model.cost for model in plan.models if model.cost]:
+        trials, seconds = len(plan.splits), sum(cost.seconds for cost in costs)
+        line = f"in all about {_time(trials * seconds)} for {trials * len(costs)} trials"
+        if swept:  # at the speed of a trial
+            before = seconds * swept / sum(plan.splits[0].train.values())
+            line += f", and {_time(before)} for the sweep, with the settings as they are"
+        yield f"\n{line}"
+
+
+def _rows(model: ModelPlan) -> Iterator[tuple[str, str]]:
+    """Yield what there is to say about a model, each with its name."""
+    yield "training prompt", repr(model.training_prompt)
+    yield "test prompt", repr(model.test_prompt)
+    if share := model.unknown_share:
+        yield "unknown", f"{100 * share:.2g} % of the texts' tokens are {model.unknown_token}"
+    yield from (("note", note) for note in model.notes)
+    yield from (("warning", warning) for warning in model.warnings)
+    steps = f"{model.optimizer_steps} optimizer steps at {model.learning_rate:g}"
+    tokens = f"{model.training_tokens:,} tokens, {model.truncated} texts truncated"
+    yield "per trial", f"{steps}, {tokens}"
+    norm = model.max_grad_norm
+    clipping = "no clipping" if norm is None else f"gradients clipped to {norm:g}"
+    form = f"padded to {model.padding}, {model.precision}"
+    yield "recipe", f"{model.warmup_steps} warm-up steps, {clipping}, {form}"
+    least = show_size(model.memory_bytes)
+    yield "memory", f"at least {least} for weights, gradients and optimizer state"
+    training, evaluation = model.training_flop, model.evaluation_flop
+    yield "work", f"{training:.2g} FLOP for training, {evaluation:.2g} FLOP for evaluation"
+    if (cost := model.cost) is None:
+        yield "time", "is not measured for the package SimpleT5"
+    else:
+        seconds = cost.loading_seconds, cost.training_seconds, cost.evaluation_seconds
+        parts = "{} for loading, {} for training, {} for evaluation".format(*map(_time, seconds))
+        yield "a trial takes", f"about {_time(cost.seconds)}: {parts}, as a few steps show"
+        yield "peak memory", show_size(cost.peak_memory_bytes)
+
+
+def _time(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return f"{sum(counts.values())} ({', '.join(f'{n} {label}' for label, n in counts.items())})"

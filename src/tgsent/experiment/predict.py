@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, tee
 from pathlib import Path
+from statistics import fmean
 
-from tgsent.backends.registry import backend_of
-from tgsent.config import EvaluationConfig, TrialSpec
+from tgsent.config import TrialSpec
 from tgsent.data.texts import Line
 from tgsent.errors import RunFolderError
 from tgsent.evaluation.generate import classify
@@ -39,9 +38,8 @@ class Classifier:
 
     def classify(self, texts: Iterable[str], progress: Progress) -> Iterator[Prediction]:
         """Answer each text, in order; the probabilities are those of the label words."""
-        remaining = iter(texts)
+        remaining, done = iter(texts), 0
         size = _BATCHES_AT_ONCE * self.spec.evaluation.batch_size
-        done = 0
         while window := [Example(text, "") for text in islice(remaining, size)]:
             yield from self._answer(window, progress)
             done += len(window)
@@ -51,18 +49,18 @@ class Classifier:
         self, lines: Iterable[Line], on_problem: Callable[[Line], None], progress: Progress
     ) -> Iterator[tuple[int, Prediction]]:
         """Answer the text of each line, with its number; call `on_problem` for unreadable lines."""
-        numbers = deque[int]()
 
-        def readable() -> Iterator[str]:
+        def readable() -> Iterator[Line]:
             for line in lines:
                 if line.problem:
                     on_problem(line)
-                    continue
-                numbers.append(line.number)
-                yield line.text
+                else:
+                    yield line
 
-        for prediction in self.classify(readable(), progress):
-            yield numbers.popleft(), prediction
+        asked, answered = tee(readable())
+        predictions = self.classify((line.text for line in asked), progress)
+        for prediction, line in zip(predictions, answered, strict=True):
+            yield line.number, prediction
 
     def _answer(self, window: Sequence[Example], progress: Progress) -> Iterator[Prediction]:
         with memory.allocation_errors("evaluation"):
@@ -70,12 +68,9 @@ class Classifier:
             if self.spec.evaluation.decoding == "score":
                 yield from answers
                 return
-            scored = EvaluationConfig(
-                decoding="score",
-                calibration="none",
-                batch_size=self.spec.evaluation.batch_size,
-            )
-            spec = self.spec.model_copy(update={"evaluation": scored})
+            scored = {"decoding": "score", "calibration": "none"}
+            evaluation = self.spec.evaluation.model_copy(update=scored)
+            spec = self.spec.model_copy(update={"evaluation": evaluation})
             counts = self.encoder.truncated, self.encoder.truncated_tokens
             likely = classify(self.loaded, self.encoder, window, spec, progress)
             self.encoder.truncated, self.encoder.truncated_tokens = counts  # each text once
@@ -116,57 +111,32 @@ def load(run: StoredRun, model: str | None, trial: int | None) -> Classifier:
 
 def _choose(run: StoredRun, model: str | None, trial: int | None) -> tuple[str, int]:
     """Return the model and the trial whose weights are to answer."""
-    if model is not None and model not in run.trials:
-        raise RunFolderError(
-            f'--model: {run.paths[0]} has no model "{model}", but {", ".join(run.trials)}'
-        )
-    kept = {
-        name: [k for k in own if _folder(run, name, k).is_dir() and trial in (None, k)]
-        for name, own in run.trials.items()
-        if model in (None, name)
-    }
-    if not any(kept.values()):
-        if all(_is_baseline(run, name) for name in run.trials):
-            raise RunFolderError(f"{run.paths[0]}: has only baselines, which are never kept")
-        there = sorted({number for own in run.trials.values() for number in own})
-        if trial is not None and trial not in there:
-            raise RunFolderError(
-                f"--trial: {run.paths[0]} has no trial {trial}, but {', '.join(map(str, there))}"
-            )
-        command = _without_save_model(run.manifest.command)
-        named = [model or "", f"trial {trial}" if trial is not None else ""]
-        what = f" of {' '.join(filter(None, named))}" if any(named) else ""
-        if model is not None and _is_baseline(run, model):
-            raise RunFolderError(f"--model: {model} is a baseline, which is never kept")
-        wanted = "first" if trial in (None, 1) else "all"
-        raise RunFolderError(
-            f"{run.paths[0]}: no weights{what} were kept (output.save_model)\n"
-            f"{shlex.join([*command, '--set', f'output.save_model={wanted}'])}\n"
-            "trains again what it keeps, and leaves the other trials as they are"
-        )
-
-    def mean(name: str) -> float:
-        own = run.trials[name].values()
-        return float(sum(metrics.macro_f1 for metrics in own)) / len(own)
-
-    name = max((name for name, numbers in kept.items() if numbers), key=mean)
-    return name, kept[name][0]
-
-
-def _is_baseline(run: StoredRun, name: str) -> bool:
-    spec = run.specs.get(name)
-    return spec is not None and backend_of(spec).settings(spec) is None
-
-
-def _without_save_model(command: Sequence[str]) -> list[str]:
-    """Leave out the option that the advice adds, and `--fresh`."""
-    kept: list[str] = []
-    for part in command:
-        if part.startswith("output.save_model=") and kept[-1:] == ["--set"]:
-            kept.pop()
-        elif part != "--fresh":
-            kept.append(part)
-    return kept
+    where, trials = run.paths[0], run.trials
+    if model is not None and model not in trials:
+        raise RunFolderError(f'--model: {where} has no model "{model}", but {", ".join(trials)}')
+    numbers = sorted({number for own in trials.values() for number in own})
+    if trial is not None and trial not in numbers:
+        there = ", ".join(map(str, numbers))
+        raise RunFolderError(f"--trial: {where} has no trial {trial}, but {there}")
+    names = list(trials) if model is None else [model]
+    kept = [
+        (name, number)
+        for name in names
+        for number in trials[name]
+        if trial in (None, number) and _folder(run, name, number).is_dir()
+    ]
+    if kept:
+        return max(kept, key=lambda one: fmean(m.macro_f1 for m in trials[one[0]].values()))
+    if all(name in run.specs and run.specs[name].is_baseline for name in names):
+        raise RunFolderError(f"{where}: {', '.join(names)}: baselines are never kept")
+    what = " ".join([model or "any model", *([f"trial {trial}"] if trial is not None else [])])
+    wanted = "first" if trial in (None, 1) else "all"
+    command = [part for part in run.manifest.command if part != "--fresh"]
+    raise RunFolderError(
+        f"{where}: no weights of {what} were kept (output.save_model)\n"
+        f"{shlex.join([*command, '--set', f'output.save_model={wanted}'])}\n"
+        "trains again what it keeps, and leaves the other trials as they are"
+    )
 
 
 def _folder(run: StoredRun, name: str, trial: int) -> Path:

@@ -9,27 +9,29 @@ import re
 import signal
 import socket
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from tgsent import __version__, files
 from tgsent.backends import TrialFolders
 from tgsent.backends.registry import backend_of
-from tgsent.config import TrialSpec
+from tgsent.config import EngineConfig, TrialSpec
 from tgsent.errors import RunFolderError, TgsentError, UnavailableError
 from tgsent.experiment import trial
-from tgsent.experiment.engine import EngineContext, use_cores
+from tgsent.experiment.execute import Ended, PendingRun
 from tgsent.progress import Quiet
-from tgsent.records import Failure, Progress, Splits
-from tgsent.runs.manifest import DataSummary
+from tgsent.records import Failure, Split, Splits
 from tgsent.runs.metrics import TrialMetrics, TrialResult
 from tgsent.training import interrupts
 
-Returned = tuple[TrialResult | Failure, dict[str, bytes]]
+if TYPE_CHECKING:
+    from ray import ObjectRef
+
+Returned = tuple[TrialResult | Failure, Mapping[str, bytes]]
 """The outcome of a trial, and the files of its model and its trackers by their paths."""
 
 _ATTEMPTS = 3
@@ -39,24 +41,20 @@ _ATTEMPTS = 3
 class RayEngine:
     """Runs trials on the cluster, and writes their files here."""
 
-    def run(
-        self, pending: Sequence[TrialSpec], context: EngineContext
-    ) -> Iterator[tuple[TrialSpec, TrialMetrics | Failure]]:
+    def run(self, run: PendingRun) -> Iterator[Ended]:
         """Run trials as `Engine.run` says."""
-        for spec, outcome, found in attempts(pending, context) if pending else ():
+        for spec, returned in attempts(run) if run.unfinished else ():
             try:
-                with context.folder.trial_locked(spec):
-                    ended = _keep(spec, outcome, found, context)
+                with run.folder.trial_locked(spec):
+                    ended = _keep(spec, returned, run)
             except RunFolderError as error:  # another process runs the trial, and writes it
                 ended = Failure(str(error))
             yield spec, ended
 
 
-def _keep(
-    spec: TrialSpec, outcome: TrialResult | Failure, found: dict[str, bytes], context: EngineContext
-) -> TrialMetrics | Failure:
+def _keep(spec: TrialSpec, returned: Returned, run: PendingRun) -> TrialMetrics | Failure:
     """Write the files of a trial, those of its model and its trackers included."""
-    folder = context.folder
+    (outcome, found), folder = returned, run.folder
     with folder.model_folder(spec) as save_to:
         places = {"model": save_to, "trackers": folder.tracker_folder(spec)}
         for name, content in found.items():
@@ -66,36 +64,55 @@ def _keep(
                 with files.storage_errors(file, len(content)):
                     file.parent.mkdir(parents=True, exist_ok=True)
                     file.write_bytes(content)
-        return trial.write(spec, outcome, context, save_to)
+        return trial.write(spec, outcome, run, save_to)
 
 
-def attempts(
-    pending: Sequence[TrialSpec], context: EngineContext
-) -> Iterator[tuple[TrialSpec, TrialResult | Failure, dict[str, bytes]]]:
+def attempts(run: PendingRun) -> Iterator[tuple[TrialSpec, Returned]]:
     """Run trials as tasks of a Ray cluster, and yield their outcomes and files as they complete.
 
-    What all of them need travels once, through Ray's object store; the workers share no disk with
-    this machine. A trial whose machine dies is run again elsewhere. Raises UnavailableError where
-    Ray is not installed, the cluster cannot be reached, or none of its machines is large enough.
+    The splits travel once, through Ray's object store; the workers share no disk with this
+    machine. A trial whose machine dies is run again elsewhere. Raises UnavailableError where Ray is
+    not installed, the cluster cannot be reached, or none of its machines is large enough.
     """
-    engine = context.config
-    with _cluster():
-        cpus = engine.cpus_per_trial or torch.get_num_threads()
-        _check_room(cpus, engine.gpus_per_trial)
-        common = _Common(context.splits, context.data, cpus, engine.gpus_per_trial)
-        at_once = engine.max_concurrent or len(pending)
-        yield from _Driver(pending, common, at_once, context.progress, context.on_retry).run()
+    engine = run.config.engine
+    cpus, gpus = engine.cpus_per_trial or torch.get_num_threads(), engine.gpus_per_trial
+    config = engine.model_copy(update={"cpus_per_trial": cpus})
+    waiting, deaths = run.unfinished[::-1], Counter[str]()
+    at_once = config.max_concurrent or len(waiting)
+    with _cluster(), run.context.progress.task("trials on Ray", len(waiting)) as task:
+        import ray
+        from ray.exceptions import RayError, RayTaskError
 
-
-@dataclass(frozen=True)
-class _Common:
-    """What every trial needs."""
-
-    splits: Splits
-    data: DataSummary
-    cpus: int
-    gpus: float
-    version: str = __version__
+        _check_room(cpus, gpus)
+        remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_trial)
+        splits = ray.put(run.splits)
+        running: dict[ObjectRef[Returned], TrialSpec] = {}
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                spec = waiting.pop()
+                running[remote.remote(splits, config, __version__, spec)] = spec
+            ended, _ = ray.wait(list(running), timeout=0.5)
+            if interrupts.requested():
+                raise KeyboardInterrupt
+            for reference in ended:
+                spec = running.pop(reference)
+                returned: Returned
+                try:
+                    returned = ray.get(reference)
+                except RayTaskError as error:  # a worker could not run the trial at all
+                    reason = str(error).strip().splitlines()[-1]
+                    returned = Failure(f"on a machine of the cluster: {reason}", str(error)), {}
+                except RayError as error:  # of its process or machine
+                    deaths[spec.title] += 1
+                    reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+                    if deaths[spec.title] < _ATTEMPTS:
+                        run.retry(spec, reason)
+                        waiting.append(spec)
+                        continue
+                    message = f"its process or machine died {_ATTEMPTS} times: {reason}"
+                    returned = Failure(message, str(error)), {}
+                task.advance(1)
+                yield spec, returned
 
 
 @contextlib.contextmanager
@@ -111,16 +128,16 @@ def _cluster() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     ours = signal.getsignal(signal.SIGTERM)
     try:
-        _knock(address)
+        if address and (found := re.fullmatch(r"([^/]+):(\d+)", address)):  # Ray tries for minutes
+            socket.create_connection((found[1], int(found[2])), timeout=10).close()
         ray.init(
             address=address or "local", log_to_driver=False, logging_level=logging.ERROR,
             include_dashboard=None if address else False,
         )  # fmt: skip
     except Exception as error:  # noqa: BLE001  Ray raises many kinds
         where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "Ray on this machine"
-        reason = str(error).strip().splitlines()[0]
         raise UnavailableError(
-            f"--engine ray: cannot reach {where}: {reason}\n"
+            f"--engine ray: cannot reach {where}: {str(error).strip().splitlines()[0]}\n"
             "`ray status` shows a cluster; without RAY_ADDRESS one is started here"
         ) from None
     signal.signal(signal.SIGTERM, ours)  # Ray replaces it
@@ -130,109 +147,35 @@ def _cluster() -> Iterator[None]:
         ray.shutdown()
 
 
-def _knock(address: str | None) -> None:
-    """Raise OSError where nothing answers at `HOST:PORT`; Ray would try for minutes."""
-    if address and (found := re.fullmatch(r"([^/]+):(\d+)", address)):
-        socket.create_connection((found[1], int(found[2])), timeout=10).close()
-
-
 def _check_room(cpus: int, gpus: float) -> None:
     """Raise UnavailableError where no machine is large enough: a trial would wait forever."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
-        return
-    there = ", ".join(
-        dict.fromkeys(f"{n.get('CPU', 0):g} CPUs and {n.get('GPU', 0):g} GPUs" for n in nodes)
-    )
-    raise UnavailableError(
-        f"--engine ray: a trial takes {cpus} CPUs and {gpus:g} GPUs, and no machine of the cluster"
-        f" has as many ({there}); set engine.cpus_per_trial and engine.gpus_per_trial"
-    )
-
-
-@dataclass
-class _Driver:
-    """Submits trials and collects their outcomes."""
-
-    pending: Sequence[TrialSpec]
-    common: _Common
-    at_once: int
-    progress: Progress
-    died: Callable[[TrialSpec, str], None]
-    _deaths: dict[str, int] = field(default_factory=dict, init=False)
-
-    def run(self) -> Iterator[tuple[TrialSpec, TrialResult | Failure, dict[str, bytes]]]:
-        """Keep up to `at_once` trials running."""
-        import ray
-
-        remote = ray.remote(num_cpus=self.common.cpus, num_gpus=self.common.gpus, max_retries=0)(
-            _trial
+    sizes = {(node.get("CPU", 0), node.get("GPU", 0)) for node in nodes}
+    if not any(size[0] >= cpus and size[1] >= gpus for size in sizes):
+        there = ", ".join(f"{size[0]:g} CPUs and {size[1]:g} GPUs" for size in sorted(sizes))
+        raise UnavailableError(
+            f"--engine ray: a trial takes {cpus} CPUs and {gpus:g} GPUs, and no machine of the"
+            f" cluster has as many ({there}); set engine.cpus_per_trial and engine.gpus_per_trial"
         )
-        common = ray.put(self.common)
-        waiting, running = list(reversed(self.pending)), dict[Any, TrialSpec]()
-        with self.progress.task("trials on Ray", len(self.pending)) as task:
-            while waiting or running:
-                while waiting and len(running) < self.at_once:
-                    spec = waiting.pop()
-                    running[remote.remote(common, spec)] = spec
-                ended, _ = ray.wait(list(running), timeout=0.5)
-                if interrupts.requested():
-                    raise KeyboardInterrupt
-                for reference in ended:
-                    spec = running.pop(reference)
-                    if (outcome := self._outcome(reference, spec)) is None:
-                        waiting.append(spec)
-                        continue
-                    task.advance(1)
-                    yield spec, *outcome
-
-    def _outcome(self, reference: Any, spec: TrialSpec) -> Returned | None:
-        """Return the outcome of a trial, or None where it is to be run again."""
-        import ray
-        from ray import exceptions
-
-        try:
-            outcome: Returned = ray.get(reference)
-        except exceptions.RayTaskError as error:
-            return Failure(_reason(error), str(error)), {}
-        except exceptions.RayError as error:  # of its process or machine
-            deaths = self._deaths[spec.title] = self._deaths.get(spec.title, 0) + 1
-            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-            if deaths == _ATTEMPTS:
-                message = f"its process or machine died {deaths} times: {reason}"
-                return Failure(message, str(error)), {}
-            self.died(spec, reason)
-            return None
-        return outcome
 
 
-def _reason(error: Exception) -> str:
-    """Return in one line why a worker could not run the trial at all."""
-    text = str(error)
-    if missing := re.search(r"No module named '([^'.]+)", text):
-        return (
-            f"a machine of the cluster has no module {missing[1]}: there,"
-            f" pip install 'tgsent[ray]=={__version__}'"
-        )
-    return text.strip().splitlines()[-1]
-
-
-def _trial(common: _Common, spec: TrialSpec) -> Returned:
+def _trial(splits: Splits, config: EngineConfig, version: str, spec: TrialSpec) -> Returned:
     """Run a trial on whatever machine this is."""
-    if common.gpus == 0:
+    if config.gpus_per_trial == 0:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray does not hide those that it has not assigned
-    if common.version != __version__:
-        return Failure(f"a machine has tgsent {__version__}, and the run {common.version}"), {}
-    use_cores(common.cpus)
+    if version != __version__:
+        return Failure(f"a machine has tgsent {__version__}, and the run {version}"), {}
+    trial.use_cores(config.cpus_per_trial)
     with tempfile.TemporaryDirectory(prefix="tgsent-", ignore_cleanup_errors=True) as name:
         place = Path(name)
         save_to = place / "model" if spec.save_model else None
         if save_to is not None:
             save_to.mkdir()
+        folders = TrialFolders(save_to, trackers=place / "trackers")
         try:
-            outcome = _outcome(common, spec, TrialFolders(save_to, trackers=place / "trackers"))
+            outcome = _outcome(spec, splits[spec.trial - 1], folders)
         except TgsentError as error:  # of this machine; others may not have it
             return Failure(f"on {socket.gethostname()}: {error}"), {}
         found = {
@@ -243,10 +186,8 @@ def _trial(common: _Common, spec: TrialSpec) -> Returned:
     return outcome, found
 
 
-def _outcome(common: _Common, spec: TrialSpec, folders: TrialFolders) -> TrialResult | Failure:
-    split = common.splits[spec.trial - 1]
+def _outcome(spec: TrialSpec, split: Split, folders: TrialFolders) -> TrialResult | Failure:
     try:
-        done = backend_of(spec).run(spec, split, Quiet(), folders)
-        return trial.result(spec, split, done, folders, common.data)
+        return trial.result(spec, split, backend_of(spec).run(spec, split, Quiet(), folders))
     except Exception as error:  # noqa: BLE001  returned, or raised again there
         return trial.failure(spec, error)

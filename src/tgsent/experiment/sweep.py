@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+import math
+import random
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from importlib import import_module
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tgsent.backends.registry import backend_of
-from tgsent.config import ModelConfig, RunConfig, SweepConfig
+from tgsent.config import ModelConfig, RunConfig, SweepConfig, SweepRange
 from tgsent.data.dataset import Dataset
 from tgsent.data.splits import TrialSplits, ValidationSplits
 from tgsent.errors import ConfigError, RunFolderError, TgsentError, UnavailableError
 from tgsent.evaluation.significance import bootstrap
-from tgsent.experiment import execute, variants
-from tgsent.experiment.execute import RunContext
-from tgsent.experiment.variants import Settings
+from tgsent.experiment import execute
+from tgsent.experiment.execute import PendingRun, RunContext
 from tgsent.records import Splits
 from tgsent.report.results import Results
 from tgsent.runs.checks import check_same_data, check_same_settings
@@ -25,8 +27,17 @@ from tgsent.runs.folder import RunFolder
 from tgsent.runs.manifest import SweepReport, VariantSummary
 from tgsent.runs.metrics import TrialMetrics
 
+if TYPE_CHECKING:
+    from optuna import Trial
+
 FOLDER = "sweep"
 """Name of the folder of the variants in the run folder."""
+
+Settings = Mapping[str, object]
+"""The values that a variant changes, by dotted key."""
+
+_MISSES = 1000
+"""After so many draws without a new combination, none is assumed to be left."""
 
 _LONGEST_NAME = 90  # of the 100 characters that a name may have
 
@@ -44,58 +55,55 @@ def run(config: RunConfig, dataset: Dataset, splits: TrialSplits, context: RunCo
         raise ConfigError("--only: the trials of a sweep are known when it has ended; leave it out")
     if FOLDER in map(str.casefold, config.names):
         raise ConfigError(f'the name "{FOLDER}" is taken by the folder of the sweep; see `as`')
-    specs = {spec.name: spec for spec in config.trial_specs(())}
+    assert config.sweep is not None  # noqa: S101  else there is nothing to do here
+    counts, shares = rounds_of(config.sweep)
+    rounds = ValidationSplits(splits, dataset.labels, config.sweep, shares)
     sweeps = {
-        name: _Sweep(config, model, name, dataset, splits, context)
-        for name, model in zip(config.names, config.models, strict=True)
-        if backend_of(specs[name]).settings(specs[name])  # a baseline has none that could vary
+        spec.name: _Sweep(config, config.sweep, model, dataset, counts, rounds, context)
+        for spec, model in zip(config.trial_specs(())[:: config.trials], config.models, strict=True)
+        if not spec.is_baseline  # which has no settings that could vary
     }
     for one in sweeps.values():
         one.prepare()
     folder = RunFolder(config.folder)
     with folder.locked():
         if not context.fresh:
-            _check_folder(folder, config, dataset, sweeps)
+            _check_folder(folder, config, dataset, sweeps, rounds)
         elif aside := folder.move_aside():
             context.progress.line(f"the old results are now in {aside}")
         found = {name: one.run() for name, one in sweeps.items()}
-        winners = tuple(
-            found[name].winner.model.model_copy(update={"as_": name}) if name in found else model
-            for name, model in zip(config.names, config.models, strict=True)
-        )
+        winners = tuple(found[m.name][0] if m.name in found else m for m in config.models)
         chosen = config.model_copy(update={"models": winners, "sweep": None})
-        pending = execute.prepare(chosen, dataset, splits, replace(context, fresh=False))
-        for spec, outcome in pending.begin([one.report for one in found.values()]):
+        pending = PendingRun(chosen, dataset, splits, replace(context, fresh=False))
+        for spec, outcome in pending.begin([report for _, report in found.values()]):
             pending.record(spec, outcome)
         return pending.finish()
 
 
 def _check_folder(
-    folder: RunFolder, config: RunConfig, dataset: Dataset, sweeps: Mapping[str, _Sweep]
+    folder: RunFolder, config: RunConfig, dataset: Dataset, names: Collection[str], rounds: Splits
 ) -> None:
     """Raise RunFolderError where the folder could not take the results of the sweep."""
     check_same_settings(folder.path, config.model_copy(update={"models": (), "sweep": None}))
     check_same_data(folder.path, dataset.sha256)
-    for before in folder.sweeps():
-        one = sweeps.get(before.model)
-        if one and one.split_sha256 != before.split_sha256:
-            raise RunFolderError(
-                f"{folder.path}: its settings were chosen by other validation texts: of another"
-                " number of trials, or with other settings of the sweep\n"
-                "--fresh moves the results aside; --set name=NAME starts another folder"
-            )
+    texts = rounds.summaries[-1].sha256
+    if any(one.model in names and one.split_sha256 != texts for one in folder.sweeps()):
+        raise RunFolderError(
+            f"{folder.path}: its settings were chosen by other validation texts: of another"
+            " number of trials, or with other settings of the sweep\n"
+            "--fresh moves the results aside; --set name=NAME starts another folder"
+        )
 
 
 def _optuna() -> ModuleType:
     try:
-        import optuna
+        optuna = import_module("optuna")
     except ImportError:
         raise UnavailableError(
             "sweep.method: tpe needs Optuna; install it with: pip install 'tgsent[tpe]'"
         ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    found: ModuleType = optuna
-    return found
+    return optuna
 
 
 @dataclass
@@ -108,22 +116,10 @@ class _Variant:
     """One for each round that it took part in; None where its training failed."""
 
     @property
-    def name(self) -> str:
-        return str(self.model.as_)
-
-    @property
     def score(self) -> tuple[int, float]:
         """Return the key to rank variants by: the number of rounds, then macro-F1."""
         last = self.metrics[-1] if self.metrics else None
-        return len(self.metrics), -1.0 if last is None else last.macro_f1
-
-
-@dataclass(frozen=True)
-class _Swept:
-    """The best variant of a model, and the report on all of them."""
-
-    winner: _Variant
-    report: SweepReport
+        return len(self.metrics), last.macro_f1 if last else -1.0
 
 
 @dataclass
@@ -131,171 +127,144 @@ class _Sweep:
     """The sweep of one model."""
 
     config: RunConfig
+    sweep: SweepConfig
     model: ModelConfig
-    name: str
     dataset: Dataset
-    trial_splits: TrialSplits
+    counts: Sequence[int]
+    """Number of variants that each round trains."""
+    rounds: Splits
     context: RunContext
-    _tried: list[_Variant] = field(default_factory=list, init=False)
+    tried: list[_Variant] = field(default_factory=list, init=False)
 
     def prepare(self) -> None:
         """List the variants, and check them before anything is trained.
 
         Optuna's variants are not known yet, so that only the model itself is checked.
         """
-        if self._sweep.method == "tpe":
+        if self.sweep.method == "tpe":
             _optuna()
             self._fetch(self.config)
             return
-        for settings in variants.listed(self._sweep):
-            self._add(settings)
-        self._fetch(self._run_config(self._tried))
+        for settings in listed(self.sweep):
+            self.tried.append(self._variant(settings))
+        self._fetch(self._run_config(self.tried))
+
+    def run(self) -> tuple[ModelConfig, SweepReport]:
+        """Train the variants; return the best under the model's name, and the report on all."""
+        if self.sweep.method == "tpe":
+            self._ask_optuna()
+        else:
+            for number, count in enumerate(self.counts):
+                # stable: of two equal variants, the earlier one stays first
+                ranked = sorted(self.tried, key=lambda variant: variant.score, reverse=True)
+                self._train(ranked[:count], number)
+        finalists = [
+            last
+            for variant in self.tried
+            if len(variant.metrics) == len(self.counts) and (last := variant.metrics[-1])
+        ]
+        if not finalists:
+            raise TgsentError(
+                f"sweep of {self.model.name}: no variant could be trained to the end;"
+                f" {self.config.folder / FOLDER / self.model.name / 'report.md'} says why"
+            )
+        best = max(finalists, key=lambda metrics: metrics.macro_f1)
+        self.context.progress.line(
+            f"{self.model.name}: the best of {len(self.tried)} variants on {best.n_test}"
+            f" validation texts is {best.model}, macro-F1 {best.macro_f1:.4f}"
+        )
+        winner = next(variant for variant in self.tried if variant.model.name == best.model)
+        model = winner.model.model_copy(update={"as_": self.model.name})
+        return model, self._report(winner, best, finalists)
+
+    def _ask_optuna(self) -> None:
+        """Train one variant of Optuna after the other; report the score of each back.
+
+        Equal scores give equal variants, which is how a stopped sweep continues.
+        """
+        optuna = _optuna()
+        failed = optuna.trial.TrialState.FAIL
+        sampler = optuna.samplers.TPESampler(seed=self.sweep.seed)
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        for _ in range(self.counts[0]):
+            trial = study.ask()
+            settings = {key: suggested(trial, key, of) for key, of in self.sweep.keys.items()}
+            try:
+                variant = self._variant(settings)
+                self._fetch(self._run_config([variant]))
+            except ConfigError as error:  # these settings do not go together: take another
+                self.context.progress.line(str(error))
+                study.tell(trial, state=failed)
+                continue
+            self.tried.append(variant)
+            self._train([variant], 0)
+            if metrics := variant.metrics[-1]:
+                study.tell(trial, metrics.macro_f1)
+            else:
+                study.tell(trial, state=failed)
+
+    def _variant(self, settings: Settings) -> _Variant:
+        name = f"{self.model.name[:_LONGEST_NAME]}-{len(self.tried) + 1:03d}"
+        return _Variant(self.config.variant(self.model, settings, name), settings)
 
     def _fetch(self, config: RunConfig) -> None:
         specs = config.trial_specs(self.dataset.labels)
         execute.fetch_models(specs, config.engine, self.context.progress)
 
-    def run(self) -> _Swept:
-        """Train the variants, in rounds of successive halving or all at once."""
-        if self._sweep.method == "tpe":
-            for variant in self._asked():
-                self._train([variant], 0)
-            return self._result()
-        for number, count in enumerate(self._counts):
-            # stable: of two equal variants, the earlier one stays first
-            best = sorted(self._tried, key=lambda v: v.score, reverse=True)[:count]
-            names = {variant.name for variant in best}
-            self._train([v for v in self._tried if v.name in names], number)
-        return self._result()
-
-    @property
-    def _sweep(self) -> SweepConfig:
-        assert self.config.sweep is not None  # noqa: S101  else there is nothing to do here
-        return self.config.sweep
-
-    @cached_property
-    def _counts(self) -> list[int]:
-        """Number of variants that each round trains."""
-        return variants.counts(self._sweep)
-
-    @cached_property
-    def _rounds(self) -> Splits:
-        """The splits: the last round trains on all texts, each before it on fewer."""
-        shares = variants.shares(self._counts, self._sweep.halving)
-        return ValidationSplits(self.trial_splits, self.dataset.labels, self._sweep, shares)
-
-    @property
-    def split_sha256(self) -> str:
-        """Hash of the texts of the last round, which decide the winner."""
-        return self._rounds.summaries[-1].sha256
-
-    def _add(self, settings: Settings) -> _Variant:
-        name = f"{self.name[:_LONGEST_NAME]}-{len(self._tried) + 1:03d}"
-        model = self.config.variant(self.model, settings, name)
-        self._tried.append(_Variant(model, settings))
-        return self._tried[-1]
-
     def _train(self, chosen: Sequence[_Variant], number: int) -> None:
         """Train some of the variants in one round, and store their metrics."""
-        only = [f"{variant.name}:{number + 1}" for variant in chosen]
+        only = [f"{variant.model.name}:{number + 1}" for variant in chosen]
         context = replace(self.context, fresh=False, only=only)
-        config = self._run_config(self._tried)
-        results = execute.run(config, self.dataset, self._rounds, context)
-        trials = {
-            (model.model, trial.trial): trial for model in results.models for trial in model.trials
-        }
+        config = self._run_config(self.tried)
+        results = execute.run(config, self.dataset, self.rounds, context)
+        found = {(row.model, trial.trial): trial for row in results.models for trial in row.trials}
         for variant in chosen:
-            variant.metrics.append(trials.get((variant.name, number + 1)))
+            variant.metrics.append(found.get((variant.model.name, number + 1)))
 
     def _run_config(self, tried: Sequence[_Variant]) -> RunConfig:
         """Return the config of the run that trains variants; its trials are the rounds."""
-        output = self.config.output.model_copy(
-            update={"dir": str(self.config.folder / FOLDER), "save_model": "none"}
-        )
+        place = {"dir": str(self.config.folder / FOLDER), "save_model": "none"}
         return self.config.model_copy(
             update={
-                "name": self.name,
+                "name": self.model.name,
                 "models": tuple(variant.model for variant in tried),
-                "trials": len(self._counts),
-                "output": output,
+                "trials": len(self.counts),
+                "output": self.config.output.model_copy(update=place),
                 "sweep": None,
             }
         )
 
-    def _asked(self) -> Iterator[_Variant]:
-        """Yield one variant of Optuna after the other; report the score of each back.
-
-        Equal scores give equal variants, which is how a stopped sweep continues.
-        """
-        optuna = _optuna()
-        sampler = optuna.samplers.TPESampler(seed=self._sweep.seed)
-        study = optuna.create_study(direction="maximize", sampler=sampler)
-        for _ in range(variants.count(self._sweep)):
-            trial = study.ask()
-            settings = {
-                key: variants.suggested(trial, key, of) for key, of in self._sweep.keys.items()
-            }
-            try:
-                variant = self._add(settings)
-                self._fetch(self._run_config([variant]))
-            except ConfigError as error:  # these settings do not go together: take another
-                self.context.progress.line(str(error))
-                self._tried = [one for one in self._tried if one.settings is not settings]
-                study.tell(trial, state=optuna.trial.TrialState.FAIL)
-                continue
-            yield variant
-            metrics = variant.metrics[-1]
-            if metrics is None:
-                study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            else:
-                study.tell(trial, metrics.macro_f1)
-
-    def _result(self) -> _Swept:
-        rounds = self._rounds.summaries
-        finalists = [v for v in self._tried if len(v.metrics) == len(rounds) and v.metrics[-1]]
-        if not finalists:
-            raise TgsentError(
-                f"sweep of {self.name}: no variant could be trained to the end;"
-                f" {self.config.folder / FOLDER / self.name / 'report.md'} says why"
-            )
-        winner = max(finalists, key=lambda variant: variant.score)
-        self.context.progress.line(
-            f"{self.name}: the best of {len(self._tried)} variants on {rounds[-1].n_test}"
-            f" validation texts is {winner.name}, macro-F1 {winner.score[1]:.4f}"
-        )
-        report = SweepReport(
-            model=self.name,
-            method=self._sweep.method,
+    def _report(
+        self, winner: _Variant, best: TrialMetrics, finalists: Sequence[TrialMetrics]
+    ) -> SweepReport:
+        folder = RunFolder(self.config.folder / FOLDER / self.model.name)
+        answers = {
+            metrics.model: [(p.text, p.label, p.predicted) for p in folder.predictions(metrics)]
+            for metrics in finalists
+        }
+        scores = {metrics.model: metrics.macro_f1 for metrics in finalists}
+        return SweepReport(
+            model=self.model.name,
+            method=self.sweep.method,
             trials=self.config.trials,
-            tried=len(self._tried),
-            winner=winner.name,
-            settings=dict(winner.settings),
-            macro_f1=winner.score[1],
-            optimism=self._optimism(finalists),
+            tried=len(self.tried),
+            winner=best.model,
+            settings=winner.settings,
+            macro_f1=best.macro_f1,
+            optimism=optimism(answers, scores, self.dataset.labels),
             finalists=len(finalists),
-            n_validation=rounds[-1].n_test,
-            n_train=tuple(one.n_train for one in rounds),
-            split_sha256=self.split_sha256,
+            n_validation=best.n_test,
+            n_train=tuple(one.n_train for one in self.rounds.summaries),
+            split_sha256=best.split_sha256,
             variants=tuple(
                 VariantSummary(
-                    variant.name,
-                    dict(variant.settings),
-                    tuple(m.macro_f1 if m else None for m in variant.metrics),
+                    one.model.name,
+                    one.settings,
+                    tuple(metrics.macro_f1 if metrics else None for metrics in one.metrics),
                 )
-                for variant in self._tried
+                for one in self.tried
             ),
         )
-        return _Swept(winner, report)
-
-    def _optimism(self, finalists: Sequence[_Variant]) -> float:
-        folder = RunFolder(self.config.folder / FOLDER / self.name)
-        answers = {
-            variant.name: [(p.text, p.label, p.predicted) for p in folder.predictions(metrics)]
-            for variant in finalists
-            if (metrics := variant.metrics[-1]) is not None
-        }
-        scores = {variant.name: variant.score[1] for variant in finalists}
-        return optimism(answers, scores, self.dataset.labels)
 
 
 def optimism(
@@ -313,6 +282,60 @@ def optimism(
         return 0.0
     draws = bootstrap([answers], labels)
     table = np.stack([draws[name] for name in answers])  # (variants, draws)
-    best = table.argmax(axis=0)
     as_they_are = np.array([scores[name] for name in answers])
-    return max(0.0, float(np.mean(table.max(axis=0) - as_they_are[best])))
+    return max(0.0, float(np.mean(table.max(axis=0) - as_they_are[table.argmax(axis=0)])))
+
+
+def listed(sweep: SweepConfig) -> list[Settings]:
+    """Return the variants of a grid, or those drawn at random, each once."""
+    if sweep.method == "grid":
+        values = [
+            list(range(int(v.low), int(v.high) + 1)) if isinstance(v, SweepRange) else v
+            for v in sweep.keys.values()
+        ]
+        return [dict(zip(sweep.keys, chosen, strict=True)) for chosen in itertools.product(*values)]
+    rng = random.Random(sweep.seed)
+    found: list[Settings] = []
+    misses = 0
+    while len(found) < (sweep.variants or 0) and misses < _MISSES:
+        settings = {
+            key: _draw(values, rng) if isinstance(values, SweepRange) else rng.choice(values)
+            for key, values in sweep.keys.items()
+        }
+        misses = misses + 1 if settings in found else 0
+        if not misses:
+            found.append(settings)
+    return found
+
+
+def _draw(values: SweepRange, rng: random.Random) -> float:
+    if values.is_whole and not values.log:
+        return rng.randint(int(values.low), int(values.high))
+    if not values.log:
+        return rng.uniform(values.low, values.high)
+    drawn = math.exp(rng.uniform(math.log(values.low), math.log(values.high)))
+    return round(drawn) if values.is_whole else drawn
+
+
+def suggested(trial: Trial, key: str, values: Sequence[object] | SweepRange) -> object:
+    """Return the value that Optuna suggests."""
+    if not isinstance(values, SweepRange):  # Optuna takes few types, so it draws an index
+        return values[trial.suggest_categorical(key, range(len(values)))]
+    if values.is_whole:
+        return trial.suggest_int(key, int(values.low), int(values.high), log=values.log)
+    return trial.suggest_float(key, values.low, values.high, log=values.log)
+
+
+def rounds_of(sweep: SweepConfig) -> tuple[list[int], list[float]]:
+    """Return the number of variants in each round, and the share of the texts they train on.
+
+    In successive halving, the last round, with at most `halving` variants, trains on all texts;
+    each round before it on `halving` times fewer (Jamieson & Talwalkar 2016; the resource is the
+    number of texts).
+    """
+    counts = [sweep.variants or 0 if sweep.method == "tpe" else len(listed(sweep))]
+    halving = sweep.halving
+    while halving and counts[-1] > halving:
+        counts.append(math.ceil(counts[-1] / halving))
+    last = len(counts) - 1
+    return counts, [float(halving or 1) ** (number - last) for number in range(len(counts))]

@@ -151,7 +151,7 @@ def make(
     dataset: Dataset,
     splits: Splits,
     commits: Mapping[str, str | None],
-    weights: Mapping[str, str],
+    weights: Mapping[str, str | None],
     command: Sequence[str],
     sweep: Sequence[SweepReport] = (),
 ) -> Manifest:
