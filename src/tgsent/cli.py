@@ -291,7 +291,8 @@ def report(run_dirs: RunDirs, form: OutputFormat = None, output: OutputFile = No
         _complain(f"left out: {', '.join(run.left_out)}")
     if run.manifest.finished is None and len(run.paths) == 1:
         done = sum(map(len, run.trials.values()))
-        _complain(f"the run goes on or was stopped: {done} of {run.planned} trials are finished")
+        planned = len(run.settings.names) * run.settings.trials
+        _complain(f"the run goes on or was stopped: {done} of {planned} trials are finished")
     if output is not None:
         from tgsent.files import write_atomic
 

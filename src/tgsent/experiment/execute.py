@@ -12,6 +12,7 @@ from tgsent.config import EngineConfig, RunConfig, TrialSpec
 from tgsent.data.dataset import Dataset
 from tgsent.errors import ConfigError, RunFolderError, UnavailableError
 from tgsent.experiment.engine import Engine, EngineContext
+from tgsent.files import to_json
 from tgsent.modeling import hub, weights
 from tgsent.progress import Quiet
 from tgsent.records import Failure, Prediction, Progress, Splits
@@ -22,10 +23,8 @@ from tgsent.runs.checks import check_same_data, check_same_settings, check_same_
 from tgsent.runs.folder import RunFolder
 from tgsent.runs.manifest import Manifest, Retry, SweepReport
 from tgsent.runs.metrics import TrialMetrics
+from tgsent.runs.stored import Key
 from tgsent.terminal import without_secrets
-
-Key = tuple[str, int]
-"""Name of a model, and number of a trial."""
 
 _PATIENCE = 60.0
 """Seconds to wait for another process that starts or finishes a run in the same folder."""
@@ -147,7 +146,7 @@ class PendingRun:
             if (spec.name, spec.trial) in self.finished:
                 folder.tidy(spec, finished=True)
         folder.write("config.yaml", self.config.to_yaml())
-        folder.write_json("manifest.json", self.manifest.to_json())
+        folder.write("manifest.json", to_json(self.manifest.to_json()))
         pending = self.unfinished
         if done := len(self.chosen) - len(pending):
             line(f"already finished: {done} of {len(self.chosen)} trials")
@@ -184,7 +183,7 @@ class PendingRun:
         folder = self.folder
         if len(self.finished) + len(self.failed) == len(self.specs):
             self._manifest = replace(self.manifest, finished=manifest.now())
-        folder.write_json("manifest.json", self.manifest.to_json())
+        folder.write("manifest.json", to_json(self.manifest.to_json()))
         predictions = {key: folder.predictions(own) for key, own in self.finished.items()}
         result = self._write_results(predictions)
         found = stored.read(folder.path)
@@ -242,7 +241,7 @@ class PendingRun:
         }
         result = results.collect(config.name, trials, reasons, predictions, self.manifest)
         escape = config.output.escape_formulas
-        self.folder.write_json("results.json", result.to_json())
+        self.folder.write("results.json", to_json(result.to_json()))
         self.folder.write("results.csv", tables.results_csv(result, escape_formulas=escape))
         return result
 

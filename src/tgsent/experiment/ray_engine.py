@@ -58,7 +58,7 @@ def _keep(
     """Write the files of a trial, those of its model and its trackers included."""
     folder = context.folder
     with folder.model_folder(spec) as save_to:
-        places = {"model": save_to, "trackers": folder.tracker_folder(spec)}
+        places = {"model": save_to, "trackers": folder.trial_folder(spec) / "trackers"}
         for name, content in found.items():
             kind, _, inside = name.partition("/")
             if place := places[kind]:
