@@ -147,16 +147,10 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a backend measures and resolves while it trains and predicts."""
+    """What a backend says of a trial that is in its metrics, too."""
 
     steps: int
     learning_rate: float
-    warmup_steps: int | None = None
-    """None for baselines and for trials of earlier versions, as are the next two."""
-    max_grad_norm: float | None = None
-    """Gradients were clipped to it, if it is not None."""
-    padding: str | None = None
-    """Length of a batch: `longest` for that of its longest text, or `max_tokens`."""
     train_seconds: float
     eval_seconds: float
     truncated: int
@@ -170,19 +164,25 @@ class Measured:
     precision: str
     commit: str | None = None
     """The model's commit on the Hub; None where training started from something else."""
-    backend_versions: Mapping[str, str] = field(default_factory=dict)
-    """Of the libraries that did it, where they are not those of the run's manifest."""
     example: tuple[str, str] | None = None
     """Prompt and completion of a training text, as the model saw them."""
     warnings: tuple[str, ...] = ()
+    """Of a backend: about texts that the model cannot read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome(Measured):
-    """What a backend returns for one trial; its warnings are about texts that it cannot read."""
+    """What a backend returns for one trial."""
 
     predictions: tuple[Prediction, ...]
     log: tuple[LogRow, ...]
+    warmup_steps: int = 0
+    max_grad_norm: float | None = None
+    """Gradients were clipped to it."""
+    padding: str = "longest"
+    """Length of a batch: that of its longest text, or `max_tokens`."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of the libraries that did it, where they are not those of the run's manifest."""
     shots: tuple[Example, ...] = ()
     """The worked examples that every prompt began with."""
     label_prior: tuple[float, ...] | None = None

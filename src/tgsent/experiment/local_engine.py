@@ -53,8 +53,8 @@ def _places(spec: TrialSpec, folder: RunFolder) -> Iterator[TrialFolders]:
     """Remove what a killed run left of a trial, and yield the folders that it may write to."""
     folder.tidy(spec, finished=False)
     with folder.model_folder(spec) as model:
-        trackers = folder.trial_folder(spec) / "trackers"
-        yield TrialFolders(model, folder.checkpoint_folder(spec), trackers)
+        place = folder.trial_folder(spec)
+        yield TrialFolders(model, place / "checkpoint", place / "trackers")
 
 
 def _shared(spec: TrialSpec, split: Split) -> contextlib.AbstractContextManager[None]:

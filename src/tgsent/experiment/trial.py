@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 from tgsent.backends import TrialFolders
@@ -21,7 +20,7 @@ from tgsent.errors import (
 )
 from tgsent.evaluation import metrics
 from tgsent.experiment.engine import EngineContext
-from tgsent.records import Failure, Measured, Outcome, Progress, Split
+from tgsent.records import Failure, Outcome, Progress, Split
 from tgsent.report import model_card
 from tgsent.runs import signature
 from tgsent.runs.manifest import DataSummary
@@ -95,14 +94,10 @@ def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> TrialMetrics:
     passes = settings.epochs if settings else 1
     scores = metrics.score(outcome.predictions[:n_test], spec.labels)
     doubts = [] if outcome.is_constant else metrics.doubts(scores)
-    measured = {one.name: getattr(outcome, one.name) for one in fields(Measured)}
-    measured["warnings"] = (*outcome.warnings, *doubts)
-    if outcome.example:
-        measured["example"] = tuple(map(without_secrets, outcome.example))
     return TrialMetrics(
         **vars(scores),
-        **measured,
         model=spec.name,
+        commit=outcome.commit,
         weights_sha256=spec.weights or None,
         trial=spec.trial,
         seed=spec.seed,
@@ -110,17 +105,34 @@ def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> TrialMetrics:
         extra_sha256=split.extra_sha256,
         calibration=metrics.calibration(outcome.predictions[:n_test], spec.labels),
         label_prior=_by_label(spec, outcome.label_prior),
+        warnings=(*outcome.warnings, *doubts),
+        truncated=outcome.truncated,
+        truncated_tokens=outcome.truncated_tokens,
         duplicates=split.duplicates,
         dropped=split.dropped,
         overlap=split.overlap,
         n_train=n_train,
+        steps=outcome.steps,
+        learning_rate=outcome.learning_rate,
+        warmup_steps=outcome.warmup_steps if settings else None,
+        max_grad_norm=outcome.max_grad_norm if settings else None,
+        padding=outcome.padding if settings else None,
+        train_seconds=outcome.train_seconds,
         train_examples_per_second=_rate(n_train * passes, outcome.train_seconds),
+        eval_seconds=outcome.eval_seconds,
         eval_examples_per_second=len(split.tested) / outcome.eval_seconds,
+        peak_memory_bytes=outcome.peak_memory_bytes,
+        parameters=outcome.parameters,
+        trainable_parameters=outcome.trainable_parameters,
+        device=outcome.device,
+        precision=outcome.precision,
         processes=distributed.world_size() if backend.in_our_loop else 1,
         backend=spec.training.backend,
+        backend_versions=outcome.versions,
         split_sha256=split.sha256,
         fingerprint=spec.fingerprint,
         signature=signature.of_trial(spec, split, outcome.commit, outcome.precision),
+        example=_without_secrets(outcome.example),
         shots=tuple((shot.text, shot.label) for shot in outcome.shots),
         formulas_escaped=spec.escape_formulas,
     )
@@ -128,6 +140,10 @@ def _metrics(spec: TrialSpec, split: Split, outcome: Outcome) -> TrialMetrics:
 
 def _by_label(spec: TrialSpec, numbers: Sequence[float] | None) -> dict[str, float] | None:
     return dict(zip(spec.labels, numbers, strict=True)) if numbers else None
+
+
+def _without_secrets(example: tuple[str, str] | None) -> tuple[str, str] | None:
+    return (without_secrets(example[0]), without_secrets(example[1])) if example else None
 
 
 def _rate(examples: int, seconds: float) -> float:

@@ -27,21 +27,13 @@ _EXAMPLE = "What a lovely day!"
 def write(
     folder: Path, spec: TrialSpec, split: Split, metrics: TrialMetrics, data: DataSummary
 ) -> None:
-    """Write `README.md` beside a saved model; `data` is the manifest's part about the data."""
+    """Write the card beside a saved model: YAML for programs, then Markdown for people.
+
+    `data` is the manifest's part about the data.
+    """
     training = spec.training.model_copy(update={"init": "pretrained"})
     saved = spec.model_copy(update={"model": str(folder), "training": training})
     loaded = loading.describe(saved, ())  # with tokenizer and configuration as they were saved
-    write_atomic(folder / "README.md", card(loaded, spec, split, metrics, data))
-
-
-def card(
-    loaded: LoadedModel,
-    spec: TrialSpec,
-    split: Split,
-    metrics: TrialMetrics,
-    data: DataSummary,
-) -> str:
-    """Write the card: YAML for programs, then Markdown for people."""
     encoder = loading.prompt_encoder(loaded, spec, choose_shots(split.train, spec))
     file = PureWindowsPath(data.source).name  # without its folders, which are private
     labels = ", ".join(map(markdown, spec.labels))
@@ -52,20 +44,19 @@ def card(
         "Use": [*_snippet(loaded, spec, encoder), *_caveats(spec)],
         "Training": _training(spec, metrics),
     }
-    return "\n".join(
-        [
-            "---",
-            _metadata(loaded, spec, metrics, file).to_yaml(),
-            "---",
-            "",
-            f"# {markdown(spec.name)}, fine-tuned to classify texts: {labels}",
-            "",
-            f"Fine-tuned with tgsent {__version__} to continue a prompt with a label word. This is"
-            f" trial {spec.trial}, seed {spec.seed}.",
-            *(line for title, lines in parts.items() for line in ("", f"## {title}", "", *lines)),
-            "",
-        ]
-    )
+    lines = [
+        "---",
+        _metadata(loaded, spec, metrics, file).to_yaml(),
+        "---",
+        "",
+        f"# {markdown(spec.name)}, fine-tuned to classify texts: {labels}",
+        "",
+        f"Fine-tuned with tgsent {__version__} to continue a prompt with a label word. This is"
+        f" trial {spec.trial}, seed {spec.seed}.",
+    ]
+    for title, section in parts.items():
+        lines += ["", f"## {title}", "", *section]
+    write_atomic(folder / "README.md", "\n".join(lines) + "\n")
 
 
 def _metadata(

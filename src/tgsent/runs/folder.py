@@ -103,16 +103,12 @@ class RunFolder:
         """Return the folder of a trial."""
         return self.path / spec.name / f"trial-{spec.trial}"
 
-    def checkpoint_folder(self, spec: TrialSpec) -> Path:
-        """Return the folder of a trial's checkpoints, which a finished trial does not have."""
-        return self.trial_folder(spec) / "checkpoint"
-
     def tidy(self, spec: TrialSpec, *, finished: bool) -> None:
         """Remove what a killed run left: half-written files, a finished trial's checkpoints."""
         folder = self.trial_folder(spec)
         stale = [*folder.glob(".*.tmp"), *folder.glob("checkpoint/.*.tmp")]
         if finished:
-            stale += [self.checkpoint_folder(spec), folder / ".lock"]
+            stale += [folder / "checkpoint", folder / ".lock"]
         for path in stale:
             with storage_errors(path), contextlib.suppress(FileNotFoundError):
                 if path.is_dir():

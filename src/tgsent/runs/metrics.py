@@ -34,10 +34,15 @@ class TrialMetrics(Measured, Scores):
     dropped: int
     overlap: int
     n_train: int
+    warmup_steps: int | None = None
+    max_grad_norm: float | None = None
+    padding: str | None = None
+    """None for baselines, as are the two settings above."""
     train_examples_per_second: float
     eval_examples_per_second: float
     processes: int = 1
     backend: str
+    backend_versions: Mapping[str, str]
     shots: tuple[tuple[str, str], ...]
     """Text and label of the worked examples in every prompt."""
     formulas_escaped: bool

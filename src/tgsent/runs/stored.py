@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 from tgsent.config import RunConfig, TrialSpec
 from tgsent.errors import RunFolderError
@@ -25,9 +24,6 @@ _MOST_LOGS = 10
 
 Key = tuple[str, int]
 """The name of a model and the number of a trial."""
-
-_K = TypeVar("_K")
-_V = TypeVar("_V")
 
 
 @dataclass(frozen=True)
@@ -142,74 +138,60 @@ def combine(runs: Sequence[StoredRun]) -> StoredRun:
     first, *others = runs
     if not others:
         return first
+    paths = ", ".join(str(run.paths[0]) for run in runs)
     if len({run.paths[0].resolve() for run in runs}) < len(runs):
-        raise RunFolderError(f"the same run folder is given twice: {_paths(runs)}")
+        raise RunFolderError(f"the same run folder is given twice: {paths}")
     for other in others:
         _check_comparable(first, other)
-    models = sum(len(run.trials) for run in runs)
-    runs = [_renamed(run, names) for run, names in zip(runs, _names(runs), strict=True)]
-    trials = _merged(run.trials for run in runs)
-    if len(trials) < models:
-        raise RunFolderError(f"two models of {_paths(runs)} would have the same name; see `as`")
+    named = list(zip(runs, _names(runs), strict=True))
+    trials = {
+        to[name]: {k: replace(metrics, model=to[name]) for k, metrics in own.items()}
+        for run, to in named
+        for name, own in run.trials.items()
+    }
+    if len(trials) < sum(len(run.trials) for run in runs):
+        raise RunFolderError(f"two models of {paths} would have the same name; see `as`")
     return replace(
-        runs[0],
+        first,
         paths=tuple(path for run in runs for path in run.paths),
         name=" + ".join(dict.fromkeys(run.name for run in runs)),
         config="".join(f"# {run.paths[0]}\n{run.config}\n" for run in runs),
-        manifest=_combined_manifest(runs),
-        specs=_merged(run.specs for run in runs),
+        manifest=_combined_manifest(named),
+        specs={to[name]: spec for run, to in named for name, spec in run.specs.items()},
         trials=trials,
-        failed=_merged(run.failed for run in runs),
-        predictions=_merged(run.predictions for run in runs),
-        logs=_merged(run.logs for run in runs),
+        failed={to[name]: own for run, to in named for name, own in run.failed.items()},
+        predictions={
+            (to[name], k): given
+            for run, to in named
+            for (name, k), given in run.predictions.items()
+        },
+        logs={(to[name], k): log for run, to in named for (name, k), log in run.logs.items()},
         left_out=tuple(one for run in runs for one in run.left_out),
     )
 
 
-def _renamed(run: StoredRun, names: Mapping[str, str]) -> StoredRun:
-    """Return a run with other names of its models."""
-    manifest, article = run.manifest, run.manifest.article
-    if article:
-        numbers = {names[name]: score for name, score in article.mean_macro_f1.items()}
-        article = replace(article, mean_macro_f1=numbers)
+def _combined_manifest(named: Sequence[tuple[StoredRun, Mapping[str, str]]]) -> Manifest:
+    """Return the manifest of the first of several runs, with the models and splits of all.
+
+    Each run comes with the new names of its models.
+    """
+    manifests = [(run.manifest, to) for run, to in named]
+    splits = {split.trial: split for one, _ in manifests for split in one.splits}
+    articles = [(one.article, to) for one, to in manifests if one.article]
+    published = {to[name]: x for one, to in articles for name, x in one.mean_macro_f1.items()}
     return replace(
-        run,
-        manifest=replace(
-            manifest,
-            models=tuple(replace(m, name=names.get(m.name, m.name)) for m in manifest.models),
-            article=article,
-            sweep=tuple(replace(one, model=names[one.model]) for one in manifest.sweep),
+        manifests[0][0],
+        models=tuple(
+            replace(model, name=to.get(model.name, model.name))
+            for one, to in manifests
+            for model in one.models
         ),
-        specs={names[name]: spec for name, spec in run.specs.items()},
-        trials={
-            names[name]: {k: replace(metrics, model=names[name]) for k, metrics in own.items()}
-            for name, own in run.trials.items()
-        },
-        failed={names[name]: own for name, own in run.failed.items()},
-        predictions={(names[name], k): given for (name, k), given in run.predictions.items()},
-        logs={(names[name], k): log for (name, k), log in run.logs.items()},
-    )
-
-
-def _merged(parts: Iterable[Mapping[_K, _V]]) -> dict[_K, _V]:
-    return {key: value for part in parts for key, value in part.items()}
-
-
-def _combined_manifest(runs: Sequence[StoredRun]) -> Manifest:
-    """Return the manifest of the first of several runs, with the models and splits of all."""
-    manifests = [run.manifest for run in runs]
-    splits = _merged({split.trial: split for split in one.splits} for one in manifests)
-    articles = [one.article for one in manifests if one.article]
-    published = _merged(one.mean_macro_f1 for one in articles)
-    return replace(
-        manifests[0],
-        models=tuple(model for one in manifests for model in one.models),
-        article=replace(articles[0], mean_macro_f1=published) if articles else None,
+        article=replace(articles[0][0], mean_macro_f1=published) if articles else None,
         splits=tuple(splits[number] for number in sorted(splits)),
-        sweep=tuple(sweep for one in manifests for sweep in one.sweep),
+        sweep=tuple(replace(x, model=to[x.model]) for one, to in manifests for x in one.sweep),
         combined=tuple(
             CombinedRun(str(run.paths[0]), m.command, m.git_commit, m.started, m.finished)
-            for run, m in zip(runs, manifests, strict=True)
+            for (run, _), (m, _) in zip(named, manifests, strict=True)
         ),
     )
 
@@ -224,10 +206,6 @@ def _failed(path: Path) -> dict[str, dict[int, str]]:
         }
     except (KeyError, TypeError):  # not written by a run
         return {}
-
-
-def _paths(runs: Sequence[StoredRun]) -> str:
-    return ", ".join(str(path) for run in runs for path in run.paths)
 
 
 def _names(runs: Sequence[StoredRun]) -> list[dict[str, str]]:

@@ -127,11 +127,10 @@ def _outcome(
         steps=_steps_per_epoch(spec, split) * spec.training.epochs,
         learning_rate=SIMPLET5_LEARNING_RATE,
         **{key: results[key] for key in measured},
-        warmup_steps=0,
         padding="max_tokens",
         trainable_parameters=results["parameters"],
         precision="fp32",
-        backend_versions=versions,
+        versions=versions,
         example=_example(spec, split),
     )
 
