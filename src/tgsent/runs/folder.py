@@ -75,7 +75,8 @@ class RunFolder:
         except filelock.Timeout:
             holder = place.read_text("utf-8").strip() or "another run"
             raise RunFolderError(f"{self.path}: {holder} is {work}") from None
-        place.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", "utf-8")
+        with storage_errors(place):
+            place.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", "utf-8")
         return lock
 
     def move_aside(self) -> Path | None:
