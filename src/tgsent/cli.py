@@ -260,7 +260,8 @@ def report(run_dirs: RunDirs, form: OutputFormat = None, output: OutputFile = No
         _complain(f"left out: {', '.join(run.left_out)}")
     if run.manifest.finished is None and len(run.paths) == 1:
         done = sum(map(len, run.trials.values()))
-        _complain(f"the run goes on or was stopped: {done} of {run.planned} trials are finished")
+        planned = len(run.settings.names) * run.settings.trials
+        _complain(f"the run goes on or was stopped: {done} of {planned} trials are finished")
     to_terminal = output is None and sys.stdout.isatty()
     content = render(found, run, form, to_terminal=to_terminal)
     if output is not None:

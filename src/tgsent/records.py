@@ -45,7 +45,7 @@ class Split:
     overlap: int
     """Number of test texts that are also in the training part."""
     duplicates: int = 0
-    """Rows of the data that repeat the text of an earlier one, and how many were dropped for it."""
+    """Rows of the data that repeat the text of an earlier one; `dropped` of them were dropped."""
     dropped: int = 0
     extra: tuple[Example, ...] = ()
     """Test texts from outside the sample, the same for all trials; in no training part."""
@@ -60,7 +60,7 @@ class Split:
 
     @property
     def summary(self) -> SplitSummary:
-        """Describe it without its texts."""
+        """The split without its texts."""
         return SplitSummary(
             self.trial, self.seed, self.sha256, len(self.train), len(self.test), self.overlap,
             self.extra_sha256,
@@ -68,16 +68,12 @@ class Split:
 
 
 class Splits(Protocol):
-    """The splits of all trials, by number from 0; the texts of each are made when asked for."""
+    """The splits of all trials; the texts of each are made when asked for."""
 
-    @property
-    def summaries(self) -> tuple[SplitSummary, ...]:
-        """Describe all of them."""
-        ...
+    summaries: tuple[SplitSummary, ...]
 
     def __getitem__(self, index: int, /) -> Split:
         """Return the split of trial `index + 1`."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +145,10 @@ class Calibration:
     bins: tuple[Bin, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a backend returns for one trial."""
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a backend says of a trial that is in its metrics, too."""
 
-    predictions: tuple[Prediction, ...]
-    log: tuple[LogRow, ...]
     steps: int
     learning_rate: float
     train_seconds: float
@@ -168,23 +162,31 @@ class Outcome:
     trainable_parameters: int
     device: str
     precision: str
-    versions: dict[str, str] = field(default_factory=dict)
-    """Of the libraries that did it, where they are not those of the run's manifest."""
+    commit: str | None = None
+    """The model's commit on the Hub; None where training started from something else."""
     example: tuple[str, str] | None = None
     """Prompt and completion of a training text, as the model saw them."""
-    shots: tuple[Example, ...] = ()
-    """The worked examples that every prompt began with."""
     warnings: tuple[str, ...] = ()
-    """Warnings about texts that the model cannot read."""
-    label_prior: tuple[float, ...] | None = None
-    """Prior that label probabilities were divided by, in the order of the labels."""
+    """Of a backend: about texts that the model cannot read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome(Measured):
+    """What a backend returns for one trial."""
+
+    predictions: tuple[Prediction, ...]
+    log: tuple[LogRow, ...]
     warmup_steps: int = 0
     max_grad_norm: float | None = None
     """Gradients were clipped to it."""
     padding: str = "longest"
     """Length of a batch: that of its longest text, or `max_tokens`."""
-    commit: str | None = None
-    """The model's commit on the Hub; None where training started from something else."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of the libraries that did it, where they are not those of the run's manifest."""
+    shots: tuple[Example, ...] = ()
+    """The worked examples that every prompt began with."""
+    label_prior: tuple[float, ...] | None = None
+    """Prior that label probabilities were divided by, in the order of the labels."""
     is_constant: bool = False
     """Whether it is by design that every text gets the same label."""
 
@@ -203,11 +205,9 @@ class Progress(Protocol):
 
     def task(self, name: str, total: int) -> AbstractContextManager[Task]:
         """Show one piece of work of `total` examples while the context is open."""
-        ...
 
     def line(self, text: str) -> None:
         """Report a milestone; shown where there are no bars."""
-        ...
 
 
 class Task(Protocol):
@@ -215,4 +215,3 @@ class Task(Protocol):
 
     def advance(self, examples: int, note: str = "") -> None:
         """Count `examples` more as done; `note` is shown beside the bar."""
-        ...

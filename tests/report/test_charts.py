@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import Markup
 
-from tgsent.report.charts import WIDTH, Row, curves, intervals, reliability
+from tgsent.report.charts import WIDTH, Curve, Row, curves, intervals
 
 NUMBERS = st.floats(-1e6, 1e6, allow_nan=False)
 
@@ -72,7 +72,7 @@ def test_labels_are_text_and_nothing_else() -> None:
 
 def test_curves_begin_and_end_at_their_points() -> None:
     drawing = curves(
-        [(1, [(1, 4.0), (10, 1.0)]), (7, [(1, 2.0)])],
+        [Curve(1, [(1, 4.0), (10, 1.0)]), Curve(7, [(1, 2.0)])],
         title="T", description="D", across="step", up="loss",
     )  # fmt: skip
     first, second = parsed(drawing).iter("polyline")
@@ -83,8 +83,11 @@ def test_curves_begin_and_end_at_their_points() -> None:
     assert {"step", "loss"} <= set(words(drawing))
 
 
-def test_reliability_is_on_the_diagonal_where_confidence_is_right() -> None:
-    drawing = reliability([(0, [(0.5, 0.5, 10), (1.0, 1.0, 40)])], title="T", description="D")
+def test_dots_are_on_the_diagonal_where_both_values_are_equal() -> None:
+    drawing = curves(
+        [Curve(0, [(0.5, 0.5), (1.0, 1.0)], [10, 40])],
+        title="T", description="D", across="confidence", up="accuracy", diagonal=True,
+    )  # fmt: skip
     (diagonal,) = (x for x in parsed(drawing).iter("line") if x.get("class") == "zero")
     x1, y1, x2, y2 = (float(diagonal.get(k, "")) for k in ("x1", "y1", "x2", "y2"))
     dots = [

@@ -102,8 +102,8 @@ def test_the_csv_of_no_results_is_a_header() -> None:
 
 def test_what_was_cut_and_what_is_suspect_is_told() -> None:
     assert notes(results()) == [
-        "gpt2: 8 texts were truncated to training.max_tokens (80 tokens lost);"
-        " 4 answers are no label and count as wrong",
+        "gpt2: 8 texts were truncated to training.max_tokens (80 tokens lost)",
+        "gpt2: 4 answers are no label and count as wrong",
         'warning: t5 trial 2: answers "x" to every text',
     ]
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from run_folders import manifest_of
 from tgsent.config import RunConfig, load
 from tgsent.errors import RunFolderError
+from tgsent.files import to_json
 from tgsent.runs.checks import check_same_data, check_same_settings
 from tgsent.runs.folder import RunFolder
 
@@ -62,6 +65,7 @@ def test_a_folder_takes_the_same_experiment_carried_out_otherwise(
         ),
         (["models.2.training.epochs=1"], "the settings of model t5 differ"),
         (["models=[{model: ./gpt2, as: gpt2}]"], "the settings of model gpt2 differ"),
+        (["models=[./gpt2]"], "the settings of model gpt2 differ"),
     ],
 )
 def test_a_folder_refuses_another_experiment_and_names_the_keys(
@@ -101,22 +105,21 @@ def test_folders_of_earlier_versions_lack_keys(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "name: x", "a: b: c", "\x00", "- x"])
 def test_a_config_of_no_run_is_not_overwritten(content: str, folder: RunFolder) -> None:
     folder.write("config.yaml", content)
-    with pytest.raises(RunFolderError, match="is not the config of a run"):
+    with pytest.raises(RunFolderError, match="not the config of a run"):
         check_same_settings(folder.path, config_of())
-
-
-def test_a_file_is_no_run_folder(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(RunFolderError, match="is a file, not a run folder"):
-        check_same_settings(tmp_path / "file", config_of())
 
 
 def test_results_of_other_data_are_not_mixed_with_new_ones(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     check_same_data(folder.path, "a" * 64)
-    folder.write_json("manifest.json", {"data": {"sha256": "b" * 64}})
+    plain = manifest_of()
+    written = replace(plain, data=replace(plain.data, sha256="b" * 64))
+    folder.write("manifest.json", to_json(written.to_json()))
     check_same_data(folder.path, "a" * 64)  # nothing is finished, nothing is lost
-    folder.write_json("gpt2/trial-1/metrics.json", {})
+    folder.write("gpt2/trial-1/metrics.json", "{}")
     check_same_data(folder.path, "b" * 64)
     with pytest.raises(RunFolderError, match=r"was bbbbbbbbbbbb\.\.\. and is now aaaaaaaaaaaa"):
         check_same_data(folder.path, "a" * 64)
+    folder.write("manifest.json", "{")
+    with pytest.raises(RunFolderError, match=r"manifest\.json: is not as a run wrote it; --fresh"):
+        check_same_data(folder.path, "b" * 64)

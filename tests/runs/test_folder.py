@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -186,7 +185,7 @@ def test_the_lock_leaves_nothing_in_the_run_folder(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(RunFolderError, match="file: is a file or a broken link, not a folder"),
+        pytest.raises(RunFolderError, match="file/run: cannot write here: "),
         RunFolder(tmp_path / "file/run").locked(),
     ):
         pass
@@ -213,11 +212,6 @@ def test_moving_aside_keeps_everything(tmp_path: Path) -> None:
         "third",
     ]
     assert all(path and path.name.startswith("mine.old-") for path in kept)
-
-
-def test_json_files_are_written_as_such(tmp_path: Path) -> None:
-    RunFolder(tmp_path).write_json("results.json", {"a": [1]})
-    assert json.loads((tmp_path / "results.json").read_text()) == {"a": [1]}
 
 
 def test_what_a_killed_run_left_is_tidied(tmp_path: Path) -> None:

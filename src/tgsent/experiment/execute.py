@@ -12,6 +12,7 @@ from tgsent.backends.registry import backend_of
 from tgsent.config import EngineConfig, RunConfig, TrialSpec
 from tgsent.data.dataset import Dataset
 from tgsent.errors import ConfigError, RunFolderError, UnavailableError
+from tgsent.files import to_json
 from tgsent.modeling import hub, weights
 from tgsent.progress import Quiet
 from tgsent.records import Failure, Prediction, Progress, Splits
@@ -148,7 +149,7 @@ class PendingRun:
             if (spec.name, spec.trial) in self.finished:
                 folder.tidy(spec, finished=True)
         folder.write("config.yaml", self.config.to_yaml())
-        folder.write_json("manifest.json", self.manifest.to_json())
+        folder.write("manifest.json", to_json(self.manifest.to_json()))
         if done := len(self.chosen) - len(self.unfinished):
             progress.line(f"already finished: {done} of {len(self.chosen)} trials")
         if others := folder.other_trials(self.specs):
@@ -178,7 +179,7 @@ class PendingRun:
         folder = self.folder
         if len(self.finished) + len(self.failed) == len(self.specs):
             self.manifest = replace(self.manifest, finished=manifest.now())
-        folder.write_json("manifest.json", self.manifest.to_json())
+        folder.write("manifest.json", to_json(self.manifest.to_json()))
         predictions = {key: folder.predictions(own) for key, own in self.finished.items()}
         result = self._write_results(predictions)
         found = stored.read(folder.path)
@@ -218,7 +219,7 @@ class PendingRun:
         trials, failed = by_model(self.finished), by_model(self.failed)
         result = results.collect(config.name, trials, failed, predictions, self.manifest)
         escape = config.output.escape_formulas
-        self.folder.write_json("results.json", result.to_json())
+        self.folder.write("results.json", to_json(result.to_json()))
         self.folder.write("results.csv", tables.results_csv(result, escape_formulas=escape))
         return result
 

@@ -38,9 +38,8 @@ class LocalEngine:
                 if ended is None:
                     folder.tidy(spec, finished=False)
                     with folder.model_folder(spec) as model:
-                        places = TrialFolders(
-                            model, folder.checkpoint_folder(spec), folder.tracker_folder(spec)
-                        )
+                        own = folder.trial_folder(spec)
+                        places = TrialFolders(model, own / "checkpoint", own / "trackers")
                         with shared:
                             try:
                                 done = backend.run(spec, split, progress, places)

@@ -56,7 +56,7 @@ def _keep(spec: TrialSpec, returned: Returned, run: PendingRun) -> TrialMetrics 
     """Write the files of a trial, those of its model and its trackers included."""
     (outcome, found), folder = returned, run.folder
     with folder.model_folder(spec) as save_to:
-        places = {"model": save_to, "trackers": folder.tracker_folder(spec)}
+        places = {"model": save_to, "trackers": folder.trial_folder(spec) / "trackers"}
         for name, content in found.items():
             kind, _, inside = name.partition("/")
             if place := places[kind]:

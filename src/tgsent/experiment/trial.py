@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from tgsent.errors import (
 )
 from tgsent.evaluation import metrics
 from tgsent.experiment.execute import PendingRun
-from tgsent.records import Failure, Outcome, Split
+from tgsent.records import Failure, Measured, Outcome, Split
 from tgsent.report import model_card
 from tgsent.runs import signature
 from tgsent.runs.metrics import TrialMetrics, TrialResult
@@ -59,10 +60,13 @@ def write(
 ) -> TrialMetrics | Failure:
     """Write the files of a trial in the run folder; `model` is the folder of a saved model."""
     folder, progress = run.folder, run.context.progress
-    if isinstance(outcome, TrialResult):
-        if model is not None:
-            split = run.splits[spec.trial - 1]
+    if isinstance(outcome, TrialResult) and model is not None:
+        split = run.splits[spec.trial - 1]
+        try:
             model_card.write(model, spec, split, outcome.metrics, run.manifest.data)
+        except Exception as error:  # noqa: BLE001  the other trials must go on
+            outcome = failure(spec, error)
+    if isinstance(outcome, TrialResult):
         folder.write_trial(spec, outcome, model)
         progress.line(f"{spec.title}: macro-F1 {outcome.metrics.macro_f1:.4f}")
         return outcome.metrics
@@ -71,14 +75,6 @@ def write(
         folder.write(name, without_secrets(outcome.details))
     progress.line(f"{spec.title}: failed: {outcome.reason}")
     return outcome
-
-
-_SAME = (
-    "commit", "truncated", "truncated_tokens", "steps", "learning_rate", "train_seconds",
-    "eval_seconds", "peak_memory_bytes", "parameters", "trainable_parameters", "device",
-    "precision",
-)  # fmt: skip
-"""What metrics take from the outcome as it is."""
 
 
 def result(spec: TrialSpec, split: Split, outcome: Outcome) -> TrialResult:
@@ -91,9 +87,12 @@ def result(spec: TrialSpec, split: Split, outcome: Outcome) -> TrialResult:
     doubts = [] if outcome.is_constant else metrics.doubts(scores)
     trained = n_train * (settings.epochs if settings else 1)
     prior, example = outcome.label_prior, outcome.example
+    measured = {one.name: getattr(outcome, one.name) for one in fields(Measured)}
+    measured["warnings"] = (*outcome.warnings, *doubts)
+    measured["example"] = tuple(map(without_secrets, example)) if example else None
     found = TrialMetrics(
         **vars(scores),
-        **{name: getattr(outcome, name) for name in _SAME},
+        **measured,
         model=spec.name,
         weights_sha256=spec.weights or None,
         trial=spec.trial,
@@ -102,23 +101,17 @@ def result(spec: TrialSpec, split: Split, outcome: Outcome) -> TrialResult:
         extra_sha256=split.extra_sha256,
         calibration=metrics.calibration(predictions[:n_test], spec.labels),
         label_prior=dict(zip(spec.labels, prior, strict=True)) if prior else None,
-        warnings=(*outcome.warnings, *doubts),
         duplicates=split.duplicates,
         dropped=split.dropped,
         overlap=split.overlap,
         n_train=n_train,
-        warmup_steps=outcome.warmup_steps if settings else None,
-        max_grad_norm=outcome.max_grad_norm if settings else None,
-        padding=outcome.padding if settings else None,
         train_examples_per_second=trained / outcome.train_seconds if trained else 0.0,
         eval_examples_per_second=len(split.tested) / outcome.eval_seconds,
         processes=distributed.world_size() if backend.in_our_loop else 1,
         backend=spec.training.backend,
-        backend_versions=outcome.versions,
         split_sha256=split.sha256,
         fingerprint=spec.fingerprint,
         signature=signature.of_trial(spec, split, outcome.commit, outcome.precision),
-        example=(without_secrets(example[0]), without_secrets(example[1])) if example else None,
         shots=tuple((shot.text, shot.label) for shot in outcome.shots),
         formulas_escaped=spec.escape_formulas,
     )

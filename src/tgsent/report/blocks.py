@@ -11,12 +11,13 @@ from markupsafe import Markup
 
 @dataclass(frozen=True)
 class Table:
-    """A table, to be rendered for a terminal, as HTML or as Markdown."""
+    """A table, to be rendered for a terminal, as HTML or as Markdown; shown if it has rows."""
 
     kind: ClassVar = "table"
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
     notes: Sequence[str] = ()
+    title: str = ""
     align: Literal["left", "right"] = "right"
     """Of the columns after the first one, which names the rows."""
     is_quoted: bool = False
@@ -36,16 +37,8 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Text:
-    """A heading within a section, or a paragraph."""
-
-    kind: Literal["heading", "paragraph"]
-    text: str
-
-
-@dataclass(frozen=True)
 class Bullets:
-    """A list of sentences."""
+    """A list of sentences; shown if it has any."""
 
     kind: ClassVar = "bullets"
     items: Sequence[str]
@@ -56,16 +49,12 @@ class Verbatim:
     """A text shown unchanged, with the completion that a model is trained to write, if any."""
 
     kind: ClassVar = "verbatim"
+    title: str
     text: str
     completion: str = ""
 
 
-Block = Table | Figure | Text | Bullets | Verbatim
+Block = Table | Figure | Bullets | Verbatim
 
-
-@dataclass(frozen=True)
-class Section:
-    """A section of a report; without blocks it is not shown."""
-
-    title: str
-    blocks: Sequence[Block]
+Section = tuple[str, Sequence[Block | None]]
+"""Title and blocks; it is shown if one of them is. None stands for a plot without values."""

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from tgsent.evaluation.significance import Comparison
 from tgsent.report import charts
 from tgsent.report.blocks import Figure
-from tgsent.report.charts import Row
-from tgsent.report.results import ModelResults, Results
+from tgsent.report.charts import Curve, Row
+from tgsent.report.results import ModelResults
 from tgsent.report.tables import MOST_TRIALS, interval, number
 from tgsent.runs.stored import StoredRun
 
-
-def is_majority(model: ModelResults, run: StoredRun) -> bool:
-    """Whether this is the `majority` baseline, whose low score would squeeze all other marks."""
-    spec = run.specs.get(model.model)
-    return spec is not None and spec.model == "majority" and len(run.trials) > 1
+Models = Sequence[ModelResults]
+"""Those that have trials; the place of a model among them gives its colour."""
 
 
-def forest(results: Results, run: StoredRun) -> Figure | None:
+def forest(models: Models) -> Figure | None:
     """Plot each trial's score and the mean of each model, with intervals."""
+    if not models:
+        return None
     rows: list[Row] = []
-    for series, model in enumerate(results.models):
-        if not model.trials or is_majority(model, run):
-            continue
+    for series, model in enumerate(models):
         rows.append(Row(model.model))
         if 1 < len(model.trials) <= MOST_TRIALS:
             rows += [
@@ -32,11 +30,9 @@ def forest(results: Results, run: StoredRun) -> Figure | None:
             ]
         summary = model.macro_f1
         rows.append(Row("mean", summary.mean, summary.bootstrap95, series, strong=True))
-    if not rows:
-        return None
     means = [
         f"{m.model}: mean {number(m.macro_f1.mean)}, 95 % {interval(m.macro_f1.bootstrap95)}"
-        for m in results.models
+        for m in models
     ]
     svg = charts.intervals(
         rows,
@@ -47,13 +43,11 @@ def forest(results: Results, run: StoredRun) -> Figure | None:
     return Figure(svg)
 
 
-def differences(results: Results, run: StoredRun) -> Figure | None:
+def differences(models: Models, comparisons: Sequence[Comparison]) -> Figure | None:
     """Plot the differences between models, the better one first."""
-    majority = {model.model for model in results.models if is_majority(model, run)}
+    names = {model.model for model in models}
     rows: list[Row] = []
-    for one in (one.better_first for one in results.comparisons):
-        if majority & {one.first, one.second}:
-            continue
+    for one in (one.better_first for one in comparisons if {one.first, one.second} <= names):
         low, high = (100 * end for end in one.interval)
         points = 100 * one.difference
         rows.append(Row(f"{one.first} \N{MINUS SIGN} {one.second}"))
@@ -63,26 +57,24 @@ def differences(results: Results, run: StoredRun) -> Figure | None:
     svg = charts.intervals(
         rows,
         title="Differences in macro-F1 of every two models",
-        description="; ".join(one.sentence for one in results.comparisons),
+        description="; ".join(one.sentence for one in comparisons),
         axis="points of macro-F1, with 95 % intervals",
         zero=0.0,
     )
     return Figure(svg, caption="Thick: more than chance, by interval and test.")
 
 
-def curves(results: Results, run: StoredRun) -> Figure | None:
+def losses(models: Models, run: StoredRun) -> Figure | None:
     """Plot the training losses."""
     lines = [
-        (series, [(row["step"], row["loss"]) for row in log])
-        for series, model in enumerate(results.models)
+        Curve(series, [(row["step"], row["loss"]) for row in log])
+        for series, model in enumerate(models)
         for trial in model.trials[:MOST_TRIALS]
         if (log := run.logs.get((model.model, trial.trial)))
     ]
-    if not lines:
-        return None
-    names = [model.model for model in results.models]
     ends = "; ".join(
-        f"{names[series]}: {points[0][1]:.2f} to {points[-1][1]:.2f}" for series, points in lines
+        f"{models[one.series].model}: {one.points[0][1]:.2f} to {one.points[-1][1]:.2f}"
+        for one in lines
     )
     svg = charts.curves(
         lines,
@@ -91,26 +83,26 @@ def curves(results: Results, run: StoredRun) -> Figure | None:
         across="step",
         up="loss",
     )
-    return Figure(svg, legend=_legend(results, [series for series, _ in lines]))
+    return Figure(svg, legend=_legend(models, lines)) if lines else None
 
 
-def reliability(results: Results, run: StoredRun) -> Figure | None:
+def reliability(models: Models) -> Figure | None:
     """Plot accuracy over confidence."""
-    models = [
-        (series, [(one.confidence, one.accuracy, one.n) for one in calibration.bins])
-        for series, model in enumerate(results.models)
-        if model.trials and not is_majority(model, run)
-        if (calibration := model.trials[0].calibration)
+    lines = [
+        Curve(series, [(b.confidence, b.accuracy) for b in of.bins], [b.n for b in of.bins])
+        for series, model in enumerate(models)
+        if (of := model.trials[0].calibration)
     ]
-    if not models:
-        return None
-    svg = charts.reliability(
-        models,
+    svg = charts.curves(
+        lines,
         title="Accuracy over confidence in the first trial",
         description="The closer to the diagonal, the better probabilities agree with accuracy",
+        across="confidence",
+        up="accuracy",
+        diagonal=True,
     )
-    return Figure(svg, legend=_legend(results, [series for series, _ in models]))
+    return Figure(svg, legend=_legend(models, lines)) if lines else None
 
 
-def _legend(results: Results, series: Sequence[int]) -> list[tuple[int, str]]:
-    return [(one % 6, results.models[one].model) for one in dict.fromkeys(series)]
+def _legend(models: Models, lines: Iterable[Curve]) -> list[tuple[int, str]]:
+    return [(one % 6, models[one].model) for one in dict.fromkeys(line.series for line in lines)]

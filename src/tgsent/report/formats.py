@@ -32,11 +32,11 @@ class Format(StrEnum):
             ".md": cls.markdown, ".json": cls.json, ".csv": cls.csv, ".html": cls.html,
             ".txt": cls.table,
         }  # fmt: skip
-        if (found := endings.get(path.suffix.lower())) is None:
-            raise ConfigError(
-                f"-o {path}: name the format with --format, or by one of {' '.join(endings)}"
-            )
-        return found
+        if path.suffix.lower() in endings:
+            return endings[path.suffix.lower()]
+        raise ConfigError(
+            f"-o {path}: name the format with --format, or by one of {' '.join(endings)}"
+        )
 
 
 def render(found: Results, run: StoredRun, form: Format, *, to_terminal: bool) -> str:
@@ -47,7 +47,7 @@ def render(found: Results, run: StoredRun, form: Format, *, to_terminal: bool) -
     if form is Format.json:
         return to_json(found.to_json())
     if form is Format.csv:
-        return results_csv(found, escape_formulas=run.escape_formulas)
+        return results_csv(found, escape_formulas=run.settings.output.escape_formulas)
     if form is Format.html:
         return pages.html(found, run)
     if form is Format.markdown:

@@ -10,6 +10,11 @@ from tgsent.terminal import printable
 _SPECIAL = re.compile(r"([\\`*_{}\[\]#!|~])")
 
 
+def shortened(text: str, most: int) -> str:
+    """Truncate a text to `most` characters."""
+    return text if len(text) <= most else f"{text[: most - 2]} …"
+
+
 def markdown(text: str) -> str:
     """Escape a text for a line of Markdown, or a cell of a table."""
     one_line = " ".join(printable(text).split())

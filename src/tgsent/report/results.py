@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from statistics import fmean
-from typing import Any
 
 from tgsent.evaluation.metrics import Summary, summarize
 from tgsent.evaluation.significance import (
@@ -23,16 +22,11 @@ from tgsent.runs.manifest import Manifest
 from tgsent.runs.metrics import TrialMetrics
 from tgsent.runs.stored import StoredRun
 
-SCHEMA_VERSION = 1
-
 _MOST_COMPARED = 10
 """With more models, only the best is compared with the others: nobody reads all pairs."""
 
 _MOST_INTERVALS = 100
 """Of a model with more trials, each one's own interval is not computed: nothing shows it."""
-
-ByTrial = Mapping[int, Mapping[str, Answers]]
-"""The answers of each trial, by model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +50,13 @@ class ModelResults:
     macro_f1_all: Summary | None = None
     """Over all test texts, where there are more than the sample's own."""
 
-    @property
-    def compared(self) -> Summary:
-        """Summary of the score by which models are compared."""
-        return self.macro_f1_all or self.macro_f1
-
     def mean(self, trials: Collection[int]) -> float:
-        """Return the mean, over these trials, of the score by which models are compared."""
-        return fmean(trial.compared.macro_f1 for trial in self.trials if trial.trial in trials)
+        """Return the mean score, over these trials or else all, by which models are compared."""
+        return fmean(
+            trial.compared.macro_f1 for trial in self.trials if not trials or trial.trial in trials
+        )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return a row of `results.json`."""
         return {
             "model": self.model,
@@ -87,16 +78,11 @@ class Results:
     comparisons: tuple[Comparison, ...]
     manifest: Manifest
 
-    @property
-    def published(self) -> Mapping[str, float]:
-        """Published mean macro-F1 by model, where the run has the article's models and data."""
-        return self.manifest.article.mean_macro_f1 if self.manifest.article else {}
-
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return what `results.json` holds."""
         manifest = self.manifest.to_json()
         return {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": 1,
             "name": self.name,
             **({"article": manifest["article"]} if manifest["article"] else {}),
             "signature": self.signature,
@@ -130,17 +116,15 @@ def collect(
         _of_model(model, own, failed.get(model, {}), answers, labels)
         for model, own in trials.items()
     )
-    # with extra test texts, the scores on all of them are compared
     scores = {
         model: {number: metrics.compared.macro_f1 for number, metrics in own.items()}
         for model, own in trials.items()
     }
-    comparisons = compare(answers, scores, labels, _pairs_to_compare(scores))
+    comparisons = compare(answers, scores, labels, _pairs_to_compare(models))
+    signatures = (one.signature for own in trials.values() for one in own.values())
     return Results(
         name=name,
-        signature=signature.of_run(
-            metrics.signature for own in trials.values() for metrics in own.values()
-        ),
+        signature=signature.of_run(signatures),
         verdict=tuple(verdict(models, comparisons)),
         models=models,
         comparisons=tuple(comparisons),
@@ -157,7 +141,7 @@ def _of_model(
     model: str,
     own: Mapping[int, TrialMetrics],
     failed: Mapping[int, str],
-    answers: ByTrial,
+    answers: Mapping[int, Mapping[str, Answers]],
     labels: Sequence[str],
 ) -> ModelResults:
     def over_texts(scores: Mapping[int, Scores]) -> Interval | None:
@@ -167,33 +151,39 @@ def _of_model(
         given = [{model: answers[k][model][: one.n_test]} for k, one in sorted(scores.items())]
         return interval(bootstrap(given, labels)[model])
 
+    def summary(scores: Mapping[int, Scores]) -> Summary:
+        return summarize([one.macro_f1 for one in scores.values()], over_texts(scores))
+
     everything = {number: metrics.all for number, metrics in own.items() if metrics.all}
     return ModelResults(
         model=model,
         trials=tuple(own.values()),
         failed=tuple(FailedTrial(number, reason) for number, reason in sorted(failed.items())),
-        macro_f1=summarize([metrics.macro_f1 for metrics in own.values()], over_texts(own)),
+        macro_f1=summary(own),
         trials_bootstrap95=tuple(
             over_texts({number: metrics}) if len(own) <= _MOST_INTERVALS else None
             for number, metrics in own.items()
         ),
-        macro_f1_all=summarize(
-            [scores.macro_f1 for scores in everything.values()], over_texts(everything)
-        )
-        if everything
-        else None,
+        macro_f1_all=summary(everything) if everything else None,
     )
 
 
-def _pairs_to_compare(scores: Mapping[str, Mapping[int, float]]) -> list[tuple[str, str]] | None:
+def _best(models: Sequence[ModelResults]) -> tuple[ModelResults, set[int]]:
+    """Return the model with the highest mean over the trials that all have, and those trials.
+
+    If there is no such trial, each model's mean is over its own.
+    """
+    shared = set.intersection(*({trial.trial for trial in model.trials} for model in models))
+    return max(models, key=lambda model: model.mean(shared)), shared
+
+
+def _pairs_to_compare(models: Sequence[ModelResults]) -> list[tuple[str, str]] | None:
     """Return None, for all pairs; of many models, the pairs of the best and each of the others."""
-    if len(scores) <= _MOST_COMPARED or not any(scores.values()):
+    scored = [model for model in models if model.trials]
+    if len(models) <= _MOST_COMPARED or not scored:
         return None
-    scored = {model: own for model, own in scores.items() if own}
-    shared = set.intersection(*(set(own) for own in scored.values()))
-    # as the verdict chooses; where no trial is shared, it chooses none
-    best = max(scored, key=lambda model: fmean(scored[model][k] for k in shared or scored[model]))
-    return [pair for pair in combinations(scores, 2) if best in pair]
+    best, _ = _best(scored)
+    return [pair for pair in combinations([one.model for one in models], 2) if best.model in pair]
 
 
 def verdict(models: Sequence[ModelResults], comparisons: Sequence[Comparison]) -> list[str]:
@@ -206,46 +196,42 @@ def verdict(models: Sequence[ModelResults], comparisons: Sequence[Comparison]) -
         return ["No trial is finished."]
     if any(model.macro_f1.bootstrap95 is None for model in scored):
         return [f"The run goes on: {sum(len(m.trials) for m in scored)} trials are finished."]
-    shared = set.intersection(*({trial.trial for trial in model.trials} for model in scored))
+    best, shared = _best(scored)
     if not shared:
         return ["The models have no trial in common, so that their means cannot be compared."]
-    best = max(scored, key=lambda model: model.mean(shared))
     number = len(shared)
     first = (
         f"{best.model} has the highest mean macro-F1, {best.mean(shared):.3f}"
         f" over {'1 trial' if number == 1 else f'{number} trials'}"
     )
-    if number == len(best.trials) and (ends := best.compared.bootstrap95):
+    if number == len(best.trials) and (ends := (best.macro_f1_all or best.macro_f1).bootstrap95):
         first += f" (95 % {ends[0]:.3f} to {ends[1]:.3f} for other test texts)"
     if best.macro_f1_all:
         first += ", all test texts counted"
     if number < max(len(model.trials) for model in scored):
         first += ", those that all models have"
-    beaten, equal, better = _pairs(best.model, comparisons)
-    parts = [
-        f"{how} {_and(names)}{rest}"
-        for how, names, rest in (
-            ("is better than", beaten, " by more than chance"),
-            ("cannot be told apart from", equal, " on these test texts"),
-            ("is worse than", better, " by more than chance on the trials that both have"),
+    return [f"{first}.", _against_others(best.model, comparisons)]
+
+
+def _against_others(best: str, comparisons: Sequence[Comparison]) -> str:
+    """Return in a sentence which models the best one differs from by more than chance."""
+    found = [one.better_first for one in comparisons if best in {one.first, one.second}]
+    real = [one for one in found if one.is_real]
+    beaten = [one.second for one in real if one.first == best]
+    better = [one.first for one in real if one.second == best]
+    equal = [one.second if one.first == best else one.first for one in found if not one.is_real]
+    parts = []
+    if beaten:
+        parts.append(f"is better than {_and(beaten)} by more than chance")
+    if equal:
+        parts.append(f"cannot be told apart from {_and(equal)} on these test texts")
+    if better:
+        parts.append(
+            f"is worse than {_and(better)} by more than chance on the trials that both have"
         )
-        if names
-    ]
     if not parts:
-        return [f"{first}.", "There is no other model to compare it with."]
-    return [f"{first}.", f"It {', but '.join(parts)}."]
-
-
-def _pairs(name: str, comparisons: Sequence[Comparison]) -> tuple[list[str], list[str], list[str]]:
-    """Return the models that this one is better than, not to be told apart from, or worse than."""
-    beaten: list[str] = []
-    equal: list[str] = []
-    better: list[str] = []
-    for one in (one.better_first for one in comparisons):
-        if name in {one.first, one.second}:
-            other = one.second if one.first == name else one.first
-            (equal if not one.is_real else beaten if one.first == name else better).append(other)
-    return beaten, equal, better
+        return "There is no other model to compare it with."
+    return f"It {', but '.join(parts)}."
 
 
 def _and(names: Sequence[str]) -> str:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean
 
 from tgsent.files import json_line, show_size
 from tgsent.records import Prediction
-from tgsent.report import tables
-from tgsent.report.blocks import Block, Bullets, Figure, Section, Table, Text, Verbatim
-from tgsent.report.figures import curves, differences, forest, is_majority, reliability
+from tgsent.report import figures, tables
+from tgsent.report.blocks import Block, Bullets, Section, Table, Verbatim
+from tgsent.report.markup import shortened
 from tgsent.report.results import ModelResults, Results
 from tgsent.report.tables import MOST_TRIALS, number
 from tgsent.runs.manifest import Manifest, SweepReport
-from tgsent.runs.metrics import TrialMetrics
 from tgsent.runs.stored import StoredRun
 
 _MISTAKES = 10
@@ -27,40 +26,41 @@ _MOST_LABELS = 12
 def sections(results: Results, run: StoredRun) -> list[Section]:
     """Return the sections of the report, in their order."""
     scored = [model for model in results.models if model.trials]
-    return [
-        _scores(results, run),
-        _comparisons(results, run),
-        *map(_sweep, results.manifest.sweep),
-        _warnings(results),
-        _labels(scored),
-        _calibration(results, run),
-        Section("Training", _if_any(curves(results, run))),
-        Section("Time and memory", _if_any(_costs(scored))),
-        _texts(results, scored, run),
-        _settings(scored, run),
-        _provenance(results, run),
+    # the low scores of `majority` would squeeze all other marks in the plots
+    majority = {name for name, spec in run.specs.items() if spec.model == "majority"}
+    models = [model for model in scored if model.model not in majority] or scored
+    failures = [
+        f"{model.model} trial {one.trial} failed: {one.reason}"
+        for model in results.models
+        for one in model.failed
     ]
-
-
-def _if_any(block: Table | Figure | None, *before: Block) -> list[Block]:
-    """Return a block with the blocks that introduce it, or nothing where it is empty."""
-    if block is None or (isinstance(block, Table) and not block.rows):
-        return []
-    return [*before, block]
-
-
-# ------------------------------------------------------------------------------ scores, chance
-
-
-def _scores(results: Results, run: StoredRun) -> Section:
-    return Section("Scores", [tables.score_table(results), *_if_any(forest(results, run))])
-
-
-def _comparisons(results: Results, run: StoredRun) -> Section:
-    if not results.comparisons:
-        return Section("", [])
-    sentences = Bullets([one.sentence for one in results.comparisons])
-    return Section("Is it more than chance?", [*_if_any(differences(results, run)), sentences])
+    return [
+        ("Scores", [tables.score_table(results), figures.forest(models)]),
+        (
+            "Is it more than chance?",
+            [
+                figures.differences(models, results.comparisons),
+                Bullets([one.sentence for one in results.comparisons]),
+            ],
+        ),
+        *map(_sweep, results.manifest.sweep),
+        ("Warnings", [Bullets([*failures, *tables.notes(results)])]),
+        ("Labels", [_labels(scored), *map(confusions, scored)]),
+        ("Can the probabilities be believed?", [_calibration(models), figures.reliability(models)]),
+        ("Training", [figures.losses(models, run)]),
+        ("Time and memory", [_costs(scored)]),
+        (
+            "Texts",
+            [
+                _text_counts(results.manifest),
+                _common_mistakes(models, run),
+                *(_confident_mistakes(model, run) for model in scored),
+                _unparsed(scored, run),
+            ],
+        ),
+        ("Settings", _settings(scored, run)),
+        ("Provenance", _provenance(results, run)),
+    ]
 
 
 def _sweep(sweep: SweepReport) -> Section:
@@ -69,65 +69,47 @@ def _sweep(sweep: SweepReport) -> Section:
     Of successive halving, only the first round has seen all variants.
     """
     keys = list(sweep.variants[0].settings)
-    rounds = [f"trained on {n:,}" for n in sweep.n_train]
-    if len(rounds) == 1:
-        rounds = [f"macro-F1 on {sweep.n_validation:,} validation texts"]
-    ranked = sorted(
-        sweep.variants, key=lambda one: (len(one.macro_f1), one.macro_f1[-1] or -1), reverse=True
-    )
-    variants = [
-        [
-            one.name,
-            *(json_line(one.settings[key]) for key in keys),
-            *map(number, one.macro_f1),
-            *("stopped" for _ in rounds[len(one.macro_f1) :]),
-        ]
-        for one in ranked
-    ]
-    mean = "mean macro-F1" if len(rounds) == 1 else "mean macro-F1, first round"
+    rounds = [f"macro-F1 on {sweep.n_validation:,} validation texts"]
+    mean = "mean macro-F1"
+    if len(sweep.n_train) > 1:
+        rounds = [f"trained on {n:,}" for n in sweep.n_train]
+        mean = "mean macro-F1, first round"
+    variants = []
+    for one in sweep.variants:
+        settings = [json_line(one.settings[key]) for key in keys]
+        stopped = ["stopped"] * (len(rounds) - len(one.macro_f1))
+        rank = (len(one.macro_f1), one.macro_f1[-1] or -1)
+        variants.append((rank, [one.name, *settings, *map(number, one.macro_f1), *stopped]))
+    variants.sort(key=lambda one: one[0], reverse=True)
+    rows = [row for _, row in variants]
+    effects = [row for key in keys for row in _effects(sweep, key)]
     headings = ["key", "value", "variants", mean, "lowest", "highest"]
-    effects = Table(headings, _effects(sweep, keys), align="left", is_quoted=True)
-    return Section(
+    title = "Scores by value, over all values of the other keys"
+    return (
         f"How the settings of {sweep.model} were chosen",
         [
-            Text("paragraph", f"{tables.sweep_sentence(sweep)}."),
-            Table(["variant", *keys, *rounds], variants, align="left", is_quoted=True),
-            *_if_any(
-                effects, Text("paragraph", "Scores by value, over all values of the other keys:")
-            ),
+            Bullets([tables.sweep_sentence(sweep)]),
+            Table(["variant", *keys, *rounds], rows, align="left", is_quoted=True),
+            Table(headings, effects, title=title, align="left", is_quoted=True),
         ],
     )
 
 
-def _effects(sweep: SweepReport, keys: Iterable[str]) -> list[list[str]]:
-    rows = []
-    for key in keys:
-        by_value: dict[str, list[float]] = {}
-        for one in sweep.variants:
-            if (score := one.macro_f1[0]) is not None:
-                by_value.setdefault(json_line(one.settings[key]), []).append(score)
-        if 1 < len(by_value) < len(sweep.variants):
-            rows += [
-                [key, value, str(len(own)), *map(number, (fmean(own), min(own), max(own)))]
-                for value, own in by_value.items()
-            ]
-    return rows
-
-
-def _warnings(results: Results) -> Section:
-    failures = [
-        f"{model.model} trial {one.trial} failed: {one.reason}"
-        for model in results.models
-        for one in model.failed
+def _effects(sweep: SweepReport, key: str) -> list[list[str]]:
+    """Return a row for each value of a key, where there are several variants with the same one."""
+    by_value: dict[str, list[float]] = {}
+    for one in sweep.variants:
+        if (score := one.macro_f1[0]) is not None:
+            by_value.setdefault(json_line(one.settings[key]), []).append(score)
+    if not 1 < len(by_value) < len(sweep.variants):
+        return []
+    return [
+        [key, value, str(len(own)), *map(number, (fmean(own), min(own), max(own)))]
+        for value, own in by_value.items()
     ]
-    lines = [*failures, *tables.notes(results)]
-    return Section("Warnings", [Bullets(lines)] if lines else [])
 
 
-# ------------------------------------------------------------------- labels, probabilities, costs
-
-
-def _labels(scored: Sequence[ModelResults]) -> Section:
+def _labels(scored: Sequence[ModelResults]) -> Table:
     rows = []
     for model in scored:
         for label in model.trials[0].per_label:
@@ -136,15 +118,12 @@ def _labels(scored: Sequence[ModelResults]) -> Section:
             support = sum(one.support for one in own)
             rows.append([model.model, label, *map(number, map(fmean, columns)), f"{support:,}"])
     headings = ["model", "label", "precision", "recall", "F1", "texts"]
-    notes = ["Means over trials; texts and confusions are added up."]
-    blocks = _if_any(Table(headings, rows, notes))
-    for model in scored:
-        blocks += [Text("heading", f"Confusions of {model.model}"), confusions(model)]
-    return Section("Labels", blocks)
+    return Table(headings, rows, ["Means over trials; texts and confusions are added up."])
 
 
 def confusions(model: ModelResults) -> Table:
     """Add up the confusions of a model's trials; of many labels, list only the commonest ones."""
+    title = f"Confusions of {model.model}"
     counts = Counter[tuple[str, str]]()
     for trial in model.trials:
         for true, row in trial.confusion.items():
@@ -152,79 +131,49 @@ def confusions(model: ModelResults) -> Table:
     labels = list(model.trials[0].per_label)
     if len(labels) > _MOST_LABELS:
         wrong = [(pair, n) for pair, n in counts.most_common() if n and pair[0] != pair[1]]
-        rows = [[true, said or "no label", f"{n:,}"] for (true, said), n in wrong[:20]]
-        return Table(["text is", "answer was", "texts"], rows)
+        commonest = [[true, said or "no label", f"{n:,}"] for (true, said), n in wrong[:20]]
+        return Table(["text is", "answer was", "texts"], commonest, title=title)
     answers = [*labels, *([""] if any(said == "" for _, said in counts) else [])]
-    totals = {true: sum(counts[true, said] for said in (*labels, "")) for true in labels}
-    shades = [
-        [round(100 * counts[true, said] / (totals[true] or 1)) for said in answers]
-        for true in labels
-    ]
-    rows = [
-        [
-            true,
-            *(
-                f"{counts[true, said]:,} ({share} %)"
-                for said, share in zip(answers, row, strict=True)
-            ),
-        ]
-        for true, row in zip(labels, shades, strict=True)
-    ]
+    rows, shades = [], []
+    for true in labels:
+        total = sum(counts[true, said] for said in answers) or 1
+        shares = [round(100 * counts[true, said] / total) for said in answers]
+        pairs = zip(answers, shares, strict=True)
+        rows.append([true, *(f"{counts[true, said]:,} ({share} %)" for said, share in pairs)])
+        shades.append(shares)
     headings = ["text is, answer was", *(said or "no label" for said in answers)]
-    return Table(headings, rows, shades=shades)
+    return Table(headings, rows, title=title, shades=shades)
 
 
-def _calibration(results: Results, run: StoredRun) -> Section:
+def _calibration(models: Iterable[ModelResults]) -> Table:
     rows = []
-    for model in results.models:
-        own = [trial.calibration for trial in model.trials if trial.calibration]
-        if own and not is_majority(model, run):
+    for model in models:
+        if own := [trial.calibration for trial in model.trials if trial.calibration]:
             areas = [one.auc for one in own if one.auc is not None]
             error = fmean(one.ece for one in own)
             rows.append([model.model, number(error), number(fmean(areas) if areas else None)])
     headings = ["model", "expected calibration error", "area under the ROC curve (of two labels)"]
-    table = Table(headings, rows, ["Means over trials; the curve is that of the first trial."])
-    return Section(
-        "Can the probabilities be believed?",
-        [table, *_if_any(reliability(results, run))] if rows else [],
-    )
+    return Table(headings, rows, ["Means over trials; the curve is that of the first trial."])
 
 
-def _costs(scored: Sequence[ModelResults]) -> Table:
-    def mean(model: ModelResults, value: Callable[[TrialMetrics], float]) -> float:
-        return fmean(map(value, model.trials))
-
+def _costs(scored: Iterable[ModelResults]) -> Table:
     headings = ["model", "parameters", "training a trial", "texts/s", "evaluation", "texts/s"]
-    rows = [
-        [
-            model.model,
-            f"{model.trials[0].parameters:,}",
-            f"{mean(model, lambda t: t.train_seconds):,.1f} s",
-            f"{mean(model, lambda t: t.train_examples_per_second):,.0f}",
-            f"{mean(model, lambda t: t.eval_seconds):,.1f} s",
-            f"{mean(model, lambda t: t.eval_examples_per_second):,.0f}",
-            show_size(max(trial.peak_memory_bytes for trial in model.trials)),
-            f"{model.trials[0].device}, {model.trials[0].precision}",
-        ]
-        for model in scored
-    ]
-    return Table([*headings, "memory", "computed on"], rows)
-
-
-# ----------------------------------------------------------------------------------------- texts
-
-
-def _texts(results: Results, scored: Sequence[ModelResults], run: StoredRun) -> Section:
-    models = [model for model in scored if not is_majority(model, run)]
-    blocks: list[Block] = [_text_counts(results.manifest)]
-    blocks += _if_any(
-        _common_mistakes(models, run), Text("heading", "Texts that most models got wrong")
-    )
+    rows = []
     for model in scored:
-        title = Text("heading", f"Wrong answers that {model.model} was surest of")
-        blocks += _if_any(_confident_mistakes(model, run), title)
-    blocks += _if_any(_unparsed(scored, run), Text("heading", "Answers that are no label"))
-    return Section("Texts", blocks)
+        first, trials = model.trials[0], model.trials
+        rows.append(
+            [
+                model.model,
+                f"{first.parameters:,}",
+                f"{fmean(one.train_seconds for one in trials):,.1f} s",
+                f"{fmean(one.train_examples_per_second for one in trials):,.0f}",
+                f"{fmean(one.eval_seconds for one in trials):,.1f} s",
+                f"{fmean(one.eval_examples_per_second for one in trials):,.0f}",
+                show_size(max(one.peak_memory_bytes for one in trials)),
+                f"{first.device}, {first.precision}",
+            ]
+        )
+    return Table([*headings, "memory", "computed on"], rows)
 
 
 def _text_counts(manifest: Manifest) -> Table:
@@ -235,63 +184,59 @@ def _text_counts(manifest: Manifest) -> Table:
         ["of these, dropped", f"{data.dropped:,}"],
         ["texts in the sample", f"{data.sampled:,}"],
     ]
-    rows += [
-        [
-            f"trial {split.trial}: training, test, in both",
-            f"{split.n_train:,}, {split.n_test:,}, {split.overlap:,}",
-        ]
-        for split in manifest.splits[:MOST_TRIALS]
-    ]
+    for split in manifest.splits[:MOST_TRIALS]:
+        counts = f"{split.n_train:,}, {split.n_test:,}, {split.overlap:,}"
+        rows.append([f"trial {split.trial}: training, test, in both", counts])
     return Table(["", "number"], rows)
 
 
 def _confident_mistakes(model: ModelResults, run: StoredRun) -> Table:
     """Return the wrong answers with the highest probabilities, where there are probabilities."""
-    headings = ["text", "label", "answer", "probability"]
     sure = [(max(p.probabilities), p) for p in _predictions(model, run) if p.probabilities]
     if len({probability for probability, _ in sure}) < 2:  # as with `majority`
-        return Table(headings, [])
-    wrong = [(probability, p) for probability, p in sure if p.predicted != p.label]
-    wrong.sort(key=lambda one: one[0], reverse=True)
+        sure = []
     once: dict[str, tuple[float, Prediction]] = {}  # texts may be in several trials
-    for probability, p in wrong:
-        once.setdefault(p.text, (probability, p))
+    for probability, p in sorted(sure, key=lambda one: one[0], reverse=True):
+        if p.predicted != p.label:
+            once.setdefault(p.text, (probability, p))
     rows = [
-        [_short(p.text), p.label, p.predicted or "no label", f"{probability:.3f}"]
+        [shortened(p.text, _LONGEST), p.label, p.predicted or "no label", f"{probability:.3f}"]
         for probability, p in list(once.values())[:_MISTAKES]
     ]
-    return Table(headings, rows, align="left", is_quoted=True)
+    title = f"Wrong answers that {model.model} was surest of"
+    headings = ["text", "label", "answer", "probability"]
+    return Table(headings, rows, title=title, align="left", is_quoted=True)
 
 
-def _common_mistakes(models: Sequence[ModelResults], run: StoredRun) -> Table:
+def _common_mistakes(models: Iterable[ModelResults], run: StoredRun) -> Table:
     """Return the texts that most models got wrong: hard ones, or ones with a wrong label."""
     said: dict[tuple[str, str], dict[str, Counter[str]]] = {}
     for model in models:
         for p in _predictions(model, run):
             own = said.setdefault((p.text, p.label), {}).setdefault(model.model, Counter())
             own[p.predicted or "no label"] += 1
-
-    def share_wrong(key: tuple[str, str]) -> float:
-        answers = [own.most_common(1)[0][0] for own in said[key].values()]
-        return sum(answer != key[1] for answer in answers) / len(answers)
-
-    hard = [key for key in said if share_wrong(key) > 0.5]
-    rows = []
-    for key in sorted(hard, key=share_wrong, reverse=True)[:_MISTAKES]:
-        answers = [f"{name}: {own.most_common(1)[0][0]}" for name, own in said[key].items()]
-        rows.append([_short(key[0]), key[1], "; ".join(answers)])
-    return Table(["text", "label", "answers"], rows, align="left", is_quoted=True)
+    mistakes = []
+    for (text, label), by_model in said.items():
+        answers = {name: own.most_common(1)[0][0] for name, own in by_model.items()}
+        share = fmean(answer != label for answer in answers.values())
+        if share > 0.5:
+            told = "; ".join(f"{name}: {answer}" for name, answer in answers.items())
+            mistakes.append((share, [shortened(text, _LONGEST), label, told]))
+    mistakes.sort(key=lambda one: one[0], reverse=True)
+    rows = [row for _, row in mistakes[:_MISTAKES]]
+    title = "Texts that most models got wrong"
+    return Table(["text", "label", "answers"], rows, title=title, align="left", is_quoted=True)
 
 
 def _unparsed(models: Iterable[ModelResults], run: StoredRun) -> Table:
     rows = []
     for model in models:
         own = [p for p in _predictions(model, run) if p.predicted is None]
-        rows += [
-            [model.model, _short(p.text), p.label, _short(p.generated)] for p in own[:_MISTAKES]
-        ]
+        for p in own[:_MISTAKES]:
+            texts = shortened(p.text, _LONGEST), p.label, shortened(p.generated, _LONGEST)
+            rows.append([model.model, *texts])
     headings = ["model", "text", "label", "the model wrote"]
-    return Table(headings, rows, align="left", is_quoted=True)
+    return Table(headings, rows, title="Answers that are no label", align="left", is_quoted=True)
 
 
 def _predictions(model: ModelResults, run: StoredRun) -> Iterable[Prediction]:
@@ -299,54 +244,40 @@ def _predictions(model: ModelResults, run: StoredRun) -> Iterable[Prediction]:
         yield from run.predictions.get((model.model, trial.trial), ())
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"
-
-
-# -------------------------------------------------------------------------- settings, provenance
-
-
-def _settings(scored: Sequence[ModelResults], run: StoredRun) -> Section:
+def _settings(scored: Iterable[ModelResults], run: StoredRun) -> list[Block]:
     """Return the settings of every model that the folder's config still names."""
     shown = [m for m in scored if m.model in run.specs and not run.specs[m.model].is_baseline]
-    specs = [run.specs[model.model] for model in shown]
-    first = [model.trials[0] for model in shown]
-    training = [spec.training.native_settings() for spec in specs]
-    rows: list[list[str]] = [
-        ["model", *(spec.model for spec in specs)],
-        ["prompt", *(json_line(spec.prompt.input) for spec in specs)],
-        ["completion", *(json_line(spec.prompt.target) for spec in specs)],
-        ["decoding", *(_decoding(model, run) for model in shown)],
-        ["steps", *(str(trial.steps) for trial in first)],
-        ["learning_rate, resolved", *(f"{trial.learning_rate:g}" for trial in first)],
-        ["warmup_steps, resolved", *(_resolved(trial, trial.warmup_steps) for trial in first)],
-        ["max_grad_norm, resolved", *(_resolved(trial, trial.max_grad_norm) for trial in first)],
-        ["padding, resolved", *(_resolved(trial, trial.padding) for trial in first)],
-        ["precision, resolved", *(trial.precision for trial in first)],
+    columns = [_settings_of(model, run) for model in shown]
+    rows = [[key, *(column[key] for column in columns)] for key in (columns[0] if columns else ())]
+    examples = [
+        Verbatim(f"A training text as {model.model} saw it", *model.trials[0].example)
+        for model in shown
+        if model.trials[0].example
     ]
-    keys = training[0] if training else ()
-    rows += [[key, *(_plain(one[key]) for one in training)] for key in keys]
-    table = Table(["", *(model.model for model in shown)], rows if shown else [], align="left")
-    blocks = _if_any(table)
-    for model in shown:
-        if example := model.trials[0].example:
-            blocks.append(Text("heading", f"A training text as {model.model} saw it"))
-            blocks.append(Verbatim(*example))
-    return Section("Settings", blocks)
+    return [Table(["", *(model.model for model in shown)], rows, align="left"), *examples]
 
 
-def _resolved(trial: TrialMetrics, value: object) -> str:
-    """Return what `auto` became; `-` for a trial of an earlier version, which did not record it."""
-    return "-" if trial.padding is None else _plain(value)
-
-
-def _decoding(model: ModelResults, run: StoredRun) -> str:
-    """Return how labels were decoded, and the prior that probabilities were divided by."""
-    decoding: str = run.specs[model.model].evaluation.decoding
-    if prior := model.trials[0].label_prior:
-        shares = ", ".join(f"{label} {share:.3f}" for label, share in prior.items())
+def _settings_of(model: ModelResults, run: StoredRun) -> dict[str, str]:
+    """Return the settings of a model, and what `auto` became, where the trial recorded it."""
+    spec, trial = run.specs[model.model], model.trials[0]
+    decoding: str = spec.evaluation.decoding
+    if trial.label_prior:
+        shares = ", ".join(f"{label} {share:.3f}" for label, share in trial.label_prior.items())
         decoding += f", calibrated by {shares}"
-    return decoding
+    recorded = trial.padding is not None  # earlier versions did not record the next three
+    return {
+        "model": spec.model,
+        "prompt": json_line(spec.prompt.input),
+        "completion": json_line(spec.prompt.target),
+        "decoding": decoding,
+        "steps": str(trial.steps),
+        "learning_rate, resolved": f"{trial.learning_rate:g}",
+        "warmup_steps, resolved": _plain(trial.warmup_steps) if recorded else "-",
+        "max_grad_norm, resolved": _plain(trial.max_grad_norm) if recorded else "-",
+        "padding, resolved": _plain(trial.padding) if recorded else "-",
+        "precision, resolved": trial.precision,
+        **{key: _plain(value) for key, value in spec.training.native_settings().items()},
+    }
 
 
 def _plain(value: object) -> str:
@@ -354,7 +285,7 @@ def _plain(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else json_line(value).strip('"')
 
 
-def _provenance(results: Results, run: StoredRun) -> Section:
+def _provenance(results: Results, run: StoredRun) -> list[Block]:
     manifest = results.manifest
     rows = [
         ["tgsent", manifest.tgsent],
@@ -369,28 +300,16 @@ def _provenance(results: Results, run: StoredRun) -> Section:
     rows += [
         [f"SHA-256 of split {split.trial}", split.sha256] for split in manifest.splits[:MOST_TRIALS]
     ]
-    rows += [[f"commit of {m.name}", m.commit] for m in manifest.models if m.commit]
-    rows += [
-        [f"SHA-256 of the weights of {m.name}", m.weights_sha256]
-        for m in manifest.models
-        if m.weights_sha256
-    ]
+    for model in manifest.models:
+        hashes = (("commit of", model.commit), ("SHA-256 of the weights of", model.weights_sha256))
+        rows += [[f"{what} {model.name}", value] for what, value in hashes if value]
     if manifest.combined:
         rows.append(["the rows above describe", str(run.paths[0])])
-        rows += [
-            [f"command of {one.path}", f"{shlex.join(one.command)} ({one.started})"]
-            for one in manifest.combined
-        ]
+    rows += [
+        [f"command of {one.path}", f"{shlex.join(one.command)} ({one.started})"]
+        for one in manifest.combined
+    ]
     if run.left_out:
         rows.append(["left out", ", ".join(run.left_out)])
     table = Table(["", "value"], rows, align="left")
-    return Section(
-        "Provenance",
-        [
-            table,
-            Text("heading", "Signature"),
-            Verbatim(results.signature),
-            Text("heading", "Config"),
-            Verbatim(run.config),
-        ],
-    )
+    return [table, Verbatim("Signature", results.signature), Verbatim("Config", run.config)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping
 
 import rich.table
 from rich.markup import escape
@@ -35,8 +34,8 @@ def results_table(results: Results) -> rich.table.Table:
         caption="\n".join(scores.notes),
         caption_justify="left",
     )
-    for number_of_column, heading in enumerate(scores.headings):
-        table.add_column(heading, justify=scores.align if number_of_column else "left")
+    for heading in scores.headings:
+        table.add_column(heading, justify="left" if heading == "model" else "right")
     for row in scores.rows:
         table.add_row(*(escape(printable(cell)) for cell in row))
     return table
@@ -48,38 +47,45 @@ def score_table(results: Results, *, narrow: bool = False) -> Table:
     A narrow one is for terminals: without the interval over trials, and with the time of training,
     which reports have in another table.
     """
-    splits, published = results.manifest.splits, results.published
-    columns: list[tuple[str, Callable[[ModelResults], str]]] = [("model", lambda m: m.model)]
+    rows = [_score_row(model, results, narrow=narrow) for model in results.models]
+    cells = [list(row.values()) for row in rows]
+    return Table(list(rows[0]), cells, _notes_on_scores(results, narrow=narrow))
+
+
+def _score_row(model: ModelResults, results: Results, *, narrow: bool) -> dict[str, str]:
+    """Return the cells of a model's row by their headings."""
+    splits, article = results.manifest.splits, results.manifest.article
+    scores = {trial.trial: trial.macro_f1 for trial in model.trials}
+    failed = {one.trial for one in model.failed}
+    row = {"model": model.model}
     if len(splits) <= MOST_TRIALS:
-        columns += [(f"trial {split.trial}", _score_of(split.trial)) for split in splits]
+        for k in (split.trial for split in splits):
+            row[f"trial {k}"] = "failed" if k in failed else number(scores.get(k))
     else:
-        columns += [
-            ("trials", lambda m: f"{len(m.trials):,}"),
-            ("lowest", lambda m: number(min(_scores(m), default=None))),
-            ("highest", lambda m: number(max(_scores(m), default=None))),
-        ]
-    columns.append(("mean", lambda m: number(m.macro_f1.mean)))
-    columns.append(("std", lambda m: number(m.macro_f1.std)))
+        row["trials"] = f"{len(scores):,}"
+        row["lowest"] = number(min(scores.values(), default=None))
+        row["highest"] = number(max(scores.values(), default=None))
+    row |= {"mean": number(model.macro_f1.mean), "std": number(model.macro_f1.std)}
     if not narrow:
-        columns.append(("95 %, trials", lambda m: interval(m.macro_f1.ci95)))
-    columns.append(
-        ("95 %" if narrow else "95 %, texts", lambda m: interval(m.macro_f1.bootstrap95))
-    )
-    if any(model.macro_f1_all for model in results.models):
-        columns.append(("all", lambda m: number((m.macro_f1_all or Summary()).mean)))
-        columns.append(("all, 95 %", lambda m: interval((m.macro_f1_all or Summary()).bootstrap95)))
-    columns.append(("unparsed", _unparsed))
+        row["95 %, trials"] = interval(model.macro_f1.ci95)
+    row["95 %" if narrow else "95 %, texts"] = interval(model.macro_f1.bootstrap95)
+    if any(one.macro_f1_all for one in results.models):
+        everything = model.macro_f1_all or Summary()
+        row |= {"all": number(everything.mean), "all, 95 %": interval(everything.bootstrap95)}
+    tested = sum(trial.n_test for trial in model.trials)
+    unparsed = sum(trial.unparsed for trial in model.trials)
+    row["unparsed"] = f"{unparsed / tested:.1%}" if tested else "-"
     if narrow:
-        columns.append(("training", _training_time))
-    if published:
-        columns.append(("article", lambda m: number(published.get(m.model), digits=3)))
+        seconds = sum(trial.train_seconds for trial in model.trials)
+        row["training"] = f"{seconds:.0f} s" if scores else "-"
+    if article:
+        mean, theirs = model.macro_f1.mean, article.mean_macro_f1.get(model.model)
+        row["article"] = number(theirs, digits=3)
         if not narrow:
-            columns.append(("difference", lambda m: _difference(m, published)))
-    return Table(
-        [heading for heading, _ in columns],
-        [[cell(model) for _, cell in columns] for model in results.models],
-        _notes_on_scores(results, narrow=narrow),
-    )
+            row["difference"] = "-"
+            if mean is not None and theirs is not None:
+                row["difference"] = f"{100 * (mean - theirs):+.1f}"
+    return row
 
 
 def _notes_on_scores(results: Results, *, narrow: bool) -> list[str]:
@@ -100,34 +106,6 @@ def _notes_on_scores(results: Results, *, narrow: bool) -> list[str]:
     ]
 
 
-def _difference(model: ModelResults, published: Mapping[str, float]) -> str:
-    """Return how far the mean is from the published one, in points."""
-    mean, theirs = model.macro_f1.mean, published.get(model.model)
-    return "-" if mean is None or theirs is None else f"{100 * (mean - theirs):+.1f}"
-
-
-def _scores(model: ModelResults) -> list[float]:
-    return [trial.macro_f1 for trial in model.trials]
-
-
-def _score_of(number_of_trial: int) -> Callable[[ModelResults], str]:
-    def cell(model: ModelResults) -> str:
-        if number_of_trial in {one.trial for one in model.failed}:
-            return "failed"
-        return number(next((t.macro_f1 for t in model.trials if t.trial == number_of_trial), None))
-
-    return cell
-
-
-def _unparsed(model: ModelResults) -> str:
-    tested = sum(trial.n_test for trial in model.trials)
-    return f"{sum(trial.unparsed for trial in model.trials) / tested:.1%}" if tested else "-"
-
-
-def _training_time(model: ModelResults) -> str:
-    return f"{sum(t.train_seconds for t in model.trials):.0f} s" if model.trials else "-"
-
-
 def interval(ends: tuple[float, float] | None) -> str:
     """Write an interval of a score, within what a score can be."""
     return f"{max(0.0, ends[0]):.3f}-{min(1.0, ends[1]):.3f}" if ends else "-"
@@ -145,9 +123,10 @@ def results_csv(results: Results, *, escape_formulas: bool) -> str:
     writer.writeheader()
     for model in results.models:
         for trial in model.trials:
-            name = escape_formula(trial.model) if escape_formulas else trial.model
             row = {key: getattr(trial, key) for key in _CSV_COLUMNS}
-            writer.writerow({**row, "model": name})
+            if escape_formulas:
+                row["model"] = escape_formula(trial.model)
+            writer.writerow(row)
     return file.getvalue()
 
 
@@ -161,15 +140,13 @@ def notes(results: Results) -> list[str]:
         truncated = sum(trial.truncated for trial in model.trials)
         tokens = sum(trial.truncated_tokens for trial in model.trials)
         unparsed = sum(trial.unparsed for trial in model.trials)
-        counts = []
         if truncated:
-            counts.append(
-                f"{truncated} texts were truncated to training.max_tokens ({tokens} tokens lost)"
+            lines.append(
+                f"{model.model}: {truncated} texts were truncated to training.max_tokens"
+                f" ({tokens} tokens lost)"
             )
         if unparsed:
-            counts.append(f"{unparsed} answers are no label and count as wrong")
-        if counts:
-            lines.append(f"{model.model}: {'; '.join(counts)}")
+            lines.append(f"{model.model}: {unparsed} answers are no label and count as wrong")
         lines += [
             f"warning: {model.model} trial {trial.trial}: {doubt}"
             for trial in model.trials

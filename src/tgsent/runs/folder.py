@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -11,16 +12,16 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import filelock
 
 from tgsent import files
 from tgsent.config import TrialSpec
 from tgsent.errors import RunFolderError
-from tgsent.files import json_line, read_object, storage_errors, to_json, write_atomic
+from tgsent.files import json_line, storage_errors, to_json, write_atomic
 from tgsent.records import LogRow, Prediction, SplitSummary
-from tgsent.runs.formats import predictions_csv, read_predictions, record
+from tgsent.runs import manifest
+from tgsent.runs.formats import UnusableError, predictions_csv, read_predictions, read_record
 from tgsent.runs.manifest import SweepReport
 from tgsent.runs.metrics import TrialMetrics, TrialResult
 
@@ -35,33 +36,17 @@ class RunFolder:
     def locked(self, *, wait_seconds: float = 0) -> Iterator[None]:
         """Lock the folder while the context is open; `wait_seconds` of -1 waits for ever.
 
-        The operating system frees the lock of a process that dies. Raises RunFolderError where
-        another run has it or the folder cannot be written.
+        Raises RunFolderError where another run has it or the folder cannot be written.
         """
         # beside the folder, so that moving the folder aside does not move the lock
         place = self.path.with_name(f".{self.path.name}.lock")
-        lock = filelock.FileLock(place)
+        work = "writing to this folder; wait for it, or choose another with --output"
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=wait_seconds, poll_interval=0.02)
-        except filelock.Timeout:
-            if not place.exists():  # an error in making it may look like a timeout
-                raise RunFolderError(f"{self.path.parent}: no file can be written here") from None
-            raise RunFolderError(
-                f"{self.path}: {_holder(place)} is writing to this folder;"
-                " wait for it, or choose another with --output"
-            ) from None
-        except (FileExistsError, NotADirectoryError):
-            raise RunFolderError(
-                f"{self.path.parent}: is a file or a broken link, not a folder"
-            ) from None
+            lock = self._acquire(place, work, wait_seconds)
         except OSError as error:
             raise RunFolderError(f"{self.path}: cannot write here: {error.strerror}") from None
-        try:
-            _sign(place)
+        with lock:
             yield
-        finally:
-            lock.release()
 
     @contextlib.contextmanager
     def trial_locked(self, spec: TrialSpec) -> Iterator[None]:
@@ -70,101 +55,77 @@ class RunFolder:
         The process that finishes the trial removes the file of the lock. Raises RunFolderError
         where another process has the lock.
         """
-        place = self._trial_lock(spec)
+        place = self.trial_folder(spec) / ".lock"
         with storage_errors(place):
-            place.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(place)
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            raise RunFolderError(
-                f"{self.path}: {_holder(place)} is running {spec.title}; wait for it"
-            ) from None
-        try:
-            _sign(place)
+            lock = self._acquire(place, f"running {spec.title}; wait for it")
+        with lock:
             yield
-        finally:
-            lock.release()
 
-    def _trial_lock(self, spec: TrialSpec) -> Path:
-        return self.trial_folder(spec) / ".lock"
+    def _acquire(
+        self, place: Path, work: str, wait_seconds: float = 0
+    ) -> contextlib.AbstractContextManager[object]:
+        """Return an acquired lock, which names this process, as a context that releases it.
+
+        The operating system releases the lock of a process that dies. Raises RunFolderError where
+        another process has the lock for its `work`.
+        """
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = filelock.FileLock(place).acquire(timeout=wait_seconds, poll_interval=0.02)
+        except filelock.Timeout:
+            holder = place.read_text("utf-8").strip() or "another run"
+            raise RunFolderError(f"{self.path}: {holder} is {work}") from None
+        with storage_errors(place):
+            place.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", "utf-8")
+        return lock
 
     def move_aside(self) -> Path | None:
         """Rename the folder with the old results, if there is one; return its new path."""
         if not self.path.exists():
             return None
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        for suffix in ("", *(f"-{n}" for n in range(2, 100))):
-            aside = self.path.with_name(f"{self.path.name}.old-{stamp}{suffix}")
-            if not aside.exists():
-                with storage_errors(aside):
-                    self.path.rename(aside)
-                return aside
-        raise RunFolderError(f"{self.path}: cannot move the old results aside")
+        stamps = itertools.chain([stamp], (f"{stamp}-{number}" for number in itertools.count(2)))
+        places = (self.path.with_name(f"{self.path.name}.old-{one}") for one in stamps)
+        aside = next(place for place in places if not place.exists())
+        with storage_errors(aside):
+            return self.path.rename(aside)
 
     def sweeps(self) -> tuple[SweepReport, ...]:
         """Return how the settings of the results in the folder were chosen, by its manifest."""
-        if not any(self.path.glob("*/trial-*/metrics.json")):
-            return ()
-        file = self.path / "manifest.json"
-        found = read_object(file).get("sweep", [])
-        try:
-            return record(tuple[SweepReport, ...], found)
-        except ValueError:
-            raise RunFolderError(
-                f"{file}: its sweep is damaged; --fresh moves the results aside"
-            ) from None
+        has_results = any(self.path.glob("*/trial-*/metrics.json"))
+        found = manifest.read(self.path) if has_results else None
+        return found.sweep if found else ()
 
     def write(self, name: str, content: str) -> None:
         """Write a text file of the run folder."""
         write_atomic(self.path / name, content)
 
-    def write_json(self, name: str, value: Any) -> None:
-        """Write a JSON file of the run folder."""
-        self.write(name, to_json(value))
-
-    def tidy(self, spec: TrialSpec, *, finished: bool) -> None:
-        """Remove what a killed run left: half-written files, a finished trial's checkpoints."""
-        folder = self.trial_folder(spec)
-        for stale in (*folder.glob(".*.tmp"), *folder.glob("checkpoint/.*.tmp")):
-            with storage_errors(stale):
-                if stale.is_dir():
-                    shutil.rmtree(stale)
-                else:
-                    stale.unlink()
-        if finished:
-            self._remove_leftovers(spec)
-
     def trial_folder(self, spec: TrialSpec) -> Path:
         """Return the folder of a trial."""
         return self.path / spec.name / f"trial-{spec.trial}"
 
-    def checkpoint_folder(self, spec: TrialSpec) -> Path:
-        """Return the folder of a trial's checkpoints, which a finished trial does not have."""
-        return self.trial_folder(spec) / "checkpoint"
-
-    def tracker_folder(self, spec: TrialSpec) -> Path:
-        """Return the folder for the files of a trial's trackers."""
-        return self.trial_folder(spec) / "trackers"
-
-    def _remove_leftovers(self, spec: TrialSpec) -> None:
-        folder = self.checkpoint_folder(spec)
-        with storage_errors(folder), contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(folder)
-        with storage_errors(self._trial_lock(spec)):
-            self._trial_lock(spec).unlink(missing_ok=True)
+    def tidy(self, spec: TrialSpec, *, finished: bool) -> None:
+        """Remove what a killed run left: half-written files, a finished trial's checkpoints."""
+        folder = self.trial_folder(spec)
+        stale = [*folder.glob(".*.tmp"), *folder.glob("checkpoint/.*.tmp")]
+        if finished:
+            stale += [folder / "checkpoint", folder / ".lock"]
+        for path in stale:
+            with storage_errors(path), contextlib.suppress(FileNotFoundError):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
 
     def finished(self, spec: TrialSpec, split: SplitSummary) -> TrialMetrics | None:
         """Return the metrics of a finished trial of these settings and this split, or None."""
         folder = self.trial_folder(spec)
         try:
-            metrics = TrialMetrics.from_json(json.loads((folder / "metrics.json").read_bytes()))
-        except (FileNotFoundError, NotADirectoryError, ValueError):
+            metrics = read_record(TrialMetrics, folder / "metrics.json")
+        except UnusableError:
             return None
-        except OSError as error:
-            raise RunFolderError(
-                f"{folder / 'metrics.json'}: cannot be read: {error.strerror}"
-            ) from None
+        if metrics is None:
+            return None
         recorded = metrics.weights_sha256 or ""
         if recorded != spec.weights and not (recorded and spec.weights):
             spec = spec.with_weights(recorded)  # only one of the two has a hash: take them as equal
@@ -182,10 +143,10 @@ class RunFolder:
         content = file.read_bytes().decode("utf-8", "surrogatepass")
         return read_predictions(content, escaped=metrics.formulas_escaped)
 
-    def log(self, model: str, trial: int) -> list[LogRow]:
-        """Read the training log of a finished trial."""
-        content = (self.path / model / f"trial-{trial}" / "log.jsonl").read_text("utf-8")
-        return [json.loads(line) for line in content.splitlines()]
+    def log(self, metrics: TrialMetrics) -> list[LogRow]:
+        """Read the training log of the finished trial that has these metrics."""
+        file = self.path / metrics.model / f"trial-{metrics.trial}" / "log.jsonl"
+        return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
 
     def other_trials(self, specs: Sequence[TrialSpec]) -> list[str]:
         """Return the finished trials in the folder that are not among `specs`."""
@@ -199,8 +160,7 @@ class RunFolder:
         if not spec.save_model:
             yield None
             return
-        folder = self.trial_folder(spec)
-        temporary = folder / ".model.tmp"
+        temporary = self.trial_folder(spec) / ".model.tmp"
         shutil.rmtree(temporary, ignore_errors=True)  # of a killed run
         with storage_errors(temporary):
             temporary.mkdir(parents=True, mode=0o700)
@@ -209,15 +169,6 @@ class RunFolder:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def _place_model(self, saved: Path) -> None:
-        place = saved.with_name("model")
-        with storage_errors(place):
-            for file in (*saved.rglob("*"), saved):
-                files.sync(file)
-            saved.chmod(place.parent.stat().st_mode)
-            shutil.rmtree(place, ignore_errors=True)
-            saved.rename(place)
-
     def write_trial(self, spec: TrialSpec, result: TrialResult, model: Path | None = None) -> None:
         """Write all files of a finished trial; `metrics.json` comes last and makes it finished.
 
@@ -225,28 +176,19 @@ class RunFolder:
         """
         folder = self.trial_folder(spec)
         if model is not None:
-            self._place_model(model)
-        for outdated in ("metrics.json", "error.txt"):
-            with storage_errors(folder / outdated):
-                (folder / outdated).unlink(missing_ok=True)
+            with storage_errors(folder / "model"):
+                for file in (*model.rglob("*"), model):
+                    files.sync(file)
+                model.chmod(folder.stat().st_mode)
+                shutil.rmtree(folder / "model", ignore_errors=True)
+                model.rename(folder / "model")
+        for outdated in (folder / "metrics.json", folder / "error.txt"):
+            with storage_errors(outdated):
+                outdated.unlink(missing_ok=True)
         predictions = predictions_csv(
             result.predictions, spec.labels, escape_formulas=spec.escape_formulas
         )
         write_atomic(folder / "log.jsonl", "".join(json_line(row) + "\n" for row in result.log))
         write_atomic(folder / "predictions.csv", predictions)
         write_atomic(folder / "metrics.json", to_json(result.metrics.to_json()))
-        self._remove_leftovers(spec)
-
-
-def _sign(lock: Path) -> None:
-    """Write the name of this process to the file of a lock, for the errors of others."""
-    with storage_errors(lock):
-        lock.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", "utf-8")
-
-
-def _holder(lock: Path) -> str:
-    """Return the name of the process that has a lock."""
-    with contextlib.suppress(OSError, ValueError):
-        if holder := lock.read_text("utf-8").strip():
-            return holder
-    return "another run"
+        self.tidy(spec, finished=True)

@@ -4,31 +4,47 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TypeVar, cast
 
 from pydantic import TypeAdapter
 
 from tgsent.config import TrialSpec
+from tgsent.errors import RunFolderError
 from tgsent.files import json_line
 from tgsent.records import Prediction
 
 T = TypeVar("T")
 
 
-def record(kind: type[T], values: object) -> T:
-    """Build a dataclass from what JSON holds; raise ValueError where a field is missing or wrong.
+class UnusableError(RunFolderError):
+    """A file of a run folder is damaged, or belongs to another run."""
 
-    Keys that it does not know are ignored.
+
+def read_record(kind: type[T], file: Path) -> T | None:
+    """Read a dataclass from a JSON file, whose other keys are ignored; None where it is missing.
+
+    Raises UnusableError where it holds something else, RunFolderError where it cannot be read.
     """
-    found: T = _adapter(kind).validate_python(values)  # type: ignore[arg-type]  # it is hashable
-    return found
+    try:
+        values = json.loads(file.read_bytes())
+        return cast("T", _adapter(kind).validate_python(values))  # type: ignore[arg-type]  # hashable
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise RunFolderError(f"{file}: cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise UnusableError(
+            f"{file}: is not as a run wrote it; --fresh moves the run folder aside"
+        ) from None
 
 
 @cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
+def _adapter(kind: type[object]) -> TypeAdapter[object]:
     return TypeAdapter(kind)  # takes 40 ms to build, so that each is built once
 
 
@@ -37,12 +53,9 @@ def predictions_csv(
 ) -> str:
     """Write `text,label,predicted,generated` and, where there are any, the probabilities."""
     with_probabilities = any(p.probabilities is not None for p in predictions)
-    header = ["text", "label", "predicted", "generated"]
-    header += [f"p_{label}" for label in labels] if with_probabilities else []
-    rows = [header]
-    for p in predictions:
-        numbers = [f"{number:.6f}" for number in p.probabilities or ()]
-        rows.append([p.text, p.label, p.predicted or "", p.generated, *numbers])
+    shares = [f"p_{label}" for label in labels] if with_probabilities else []
+    rows = [["text", "label", "predicted", "generated", *shares]]
+    rows += [[p.text, p.label, *_answer(p)] for p in predictions]
     return "".join(_csv_row(row, escape=escape_formulas) for row in rows)
 
 
@@ -54,49 +67,51 @@ def prediction_lines(
     Each answer comes with the line number of its text.
     """
     if not as_json:
-        names = [f"p_{label}" for label in spec.labels]
-        yield _csv_row(
-            ["line", "text", "predicted", "generated", *names], escape=spec.escape_formulas
-        )
+        header = ["line", "text", "predicted", "generated", *(f"p_{x}" for x in spec.labels)]
+        yield _csv_row(header, escape=spec.escape_formulas)
     for line, p in predictions:
-        likely = p.probabilities or ()
         if as_json:
-            shares = dict(zip(spec.labels, likely, strict=True))
+            shares = dict(zip(spec.labels, p.probabilities or (), strict=True))
             row = {"line": line, "text": p.text, "predicted": p.predicted, "generated": p.generated}
             yield json_line({**row, "probabilities": shares}) + "\n"
         else:
-            cells = [
-                str(line),
-                p.text,
-                p.predicted or "",
-                p.generated,
-                *(f"{x:.6f}" for x in likely),
-            ]
-            yield _csv_row(cells, escape=spec.escape_formulas)
+            yield _csv_row([str(line), p.text, *_answer(p)], escape=spec.escape_formulas)
+
+
+def _answer(p: Prediction) -> list[str]:
+    """Return the cells of an answer."""
+    return [p.predicted or "", p.generated, *(f"{share:.6f}" for share in p.probabilities or ())]
 
 
 def _csv_row(cells: Sequence[str], *, escape: bool) -> str:
-    return _csv_line(list(map(escape_formula, cells)) if escape else cells)
-
-
-_APOSTROPHE_FIRST = re.compile("[,\"\n]'")
+    if escape:
+        cells = [escape_formula(cell) for cell in cells]
+    # a reader that takes another character for the delimiter finds no formula behind one
+    separated = any(set(cell) & set(";\t|") for cell in cells)
+    file = io.StringIO(newline="")
+    csv.writer(
+        file,
+        # only with this line end do all versions of Python quote a cell that holds a lone "\r"
+        lineterminator="\r\n",
+        quoting=csv.QUOTE_ALL if separated else csv.QUOTE_MINIMAL,
+    ).writerow(cells)
+    return file.getvalue().removesuffix("\r\n") + "\n"
 
 
 def read_predictions(content: str, *, escaped: bool) -> list[Prediction]:
-    """Read what `predictions_csv` wrote."""
+    """Read what `predictions_csv` wrote; raise ValueError or csv.Error for something else."""
     csv.field_size_limit(2**31 - 1)  # a text may be as long as it likes
-    escaped = escaped and _APOSTROPHE_FIRST.search(content) is not None
-    exact: Callable[[str], str] = unescape_formula if escaped else str
+    exact = unescape_formula if escaped else str
     _, *rows = csv.reader(io.StringIO(content, newline=""))
     return [
         Prediction(
-            text=exact(row[0]),
-            label=exact(row[1]),
-            predicted=exact(row[2]) or None,
-            generated=exact(row[3]),
-            probabilities=tuple(map(float, row[4:])) or None,
+            text=exact(text),
+            label=exact(label),
+            predicted=exact(predicted) or None,
+            generated=exact(generated),
+            probabilities=tuple(map(float, shares)) or None,
         )
-        for row in rows
+        for text, label, predicted, generated, *shares in rows
     ]
 
 
@@ -113,16 +128,3 @@ def escape_formula(cell: str) -> str:
 def unescape_formula(cell: str) -> str:
     """Undo `escape_formula`."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
-
-
-def _csv_line(fields: Sequence[str]) -> str:
-    file = io.StringIO(newline="")
-    # only with this line end do all versions of Python quote a field that holds a lone "\r"
-    # and a reader that takes another character for the delimiter finds no formula behind one
-    separated = any(set(field) & set(";\t|") for field in fields)
-    csv.writer(
-        file,
-        lineterminator="\r\n",
-        quoting=csv.QUOTE_ALL if separated else csv.QUOTE_MINIMAL,
-    ).writerow(fields)
-    return file.getvalue().removesuffix("\r\n") + "\n"

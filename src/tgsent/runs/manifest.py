@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tgsent import __version__
 from tgsent.config import RunConfig
 from tgsent.config.aliases import alias_of
 from tgsent.records import Splits, SplitSummary
+from tgsent.runs.formats import read_record
 from tgsent.terminal import without_secrets
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class VariantSummary:
     """One variant of a sweep."""
 
     name: str
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     """What it changes in the config, by dotted key."""
     macro_f1: tuple[float | None, ...]
     """Of each round that it was in; None where its training failed."""
@@ -86,7 +87,7 @@ class SweepReport:
     """Trials whose test texts no variant saw."""
     tried: int
     winner: str
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     macro_f1: float
     optimism: float
     """Selection bias of `macro_f1`, estimated by the bootstrap."""
@@ -137,13 +138,15 @@ class Manifest:
     retried: tuple[Retry, ...] = ()
     combined: tuple[CombinedRun, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return what `manifest.json` holds; the last three fields are left out where empty."""
-        values = asdict(self)
-        for key in ("sweep", "retried", "combined"):
-            if not values[key]:
-                del values[key]
-        return values
+        optional = ("sweep", "retried", "combined")
+        return {k: value for k, value in asdict(self).items() if value or k not in optional}
+
+
+def read(folder: Path) -> Manifest | None:
+    """Read the manifest of a run folder, as `read_record` does."""
+    return read_record(Manifest, folder / "manifest.json")
 
 
 def make(
@@ -198,22 +201,24 @@ def _article(config: RunConfig, dataset: Dataset) -> Article | None:
     """Return the published numbers of the article's models, where the data are the article's."""
     if not dataset.is_sentiment140:
         return None
-    numbers = {}
-    for spec in config.trial_specs(dataset.labels)[:: config.trials]:
-        alias = alias_of(spec.model)
-        if spec.training.init == "pretrained" and alias in _ARTICLE_MACRO_F1:
-            numbers[spec.name] = _ARTICLE_MACRO_F1[alias]
+    numbers = {
+        spec.name: _ARTICLE_MACRO_F1[alias]
+        for spec in config.trial_specs(dataset.labels)
+        if spec.training.init == "pretrained"
+        if (alias := alias_of(spec.model)) in _ARTICLE_MACRO_F1
+    }
     return Article(numbers, sample_size=10_000, trials=3) if numbers else None
 
 
 def _git_commit() -> str | None:
     """Return the commit of the working folder, where it is in a git repository."""
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(
-            ["git", "rev-parse", "HEAD"],  # noqa: S607  found on PATH, as the user's own git is
-            capture_output=True, text=True, check=True, timeout=5,
-        ).stdout.strip()  # fmt: skip
-    return None
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        return subprocess.check_output(  # noqa: S603
+            command, text=True, stderr=subprocess.DEVNULL, timeout=5
+        ).strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def now() -> str:

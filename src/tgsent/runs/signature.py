@@ -10,19 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from typing import Any
 
 from tgsent import __version__
 from tgsent.config import TrialSpec
 from tgsent.records import Split
 
-METRIC = "macro_f1"
 _SHOWN = 3
+"""Up to this many different values are shown; of more, their hash."""
 
 
 def of_trial(spec: TrialSpec, split: Split, commit: str | None, precision: str) -> str:
     """Return the signature of a trial; `precision` is the one it was trained in."""
-    settings = spec.settings
+    settings, decoding = spec.settings, spec.evaluation.decoding
     model = f"{spec.model}@{commit[:12]}" if commit else spec.model
     parts = {
         "tgsent": __version__,
@@ -31,21 +30,19 @@ def of_trial(spec: TrialSpec, split: Split, commit: str | None, precision: str) 
         "seed": spec.seed,
         "model": model.replace("|", "_"),
         **({"weights": spec.weights[:12]} if spec.weights else {}),
-        "init": "fitted" if spec.is_baseline else spec.training.init,
-        "backend": "fitted" if spec.is_baseline else spec.training.backend,
-        "recipe": "fitted" if spec.is_baseline else _hash(settings["training"]),
+        "init": spec.training.init,
+        "backend": spec.training.backend,
+        "recipe": _hash(settings["training"]),
         "precision": precision,
-        "prompt": "none" if spec.is_baseline else _hash([settings["prompt"]]),
-        "decoding": "fitted" if spec.is_baseline else _decoding(spec),
-        "metric": METRIC,
+        "prompt": _hash([settings["prompt"]]),
+        "decoding": decoding if spec.calibration == "none" else f"{decoding}, {spec.calibration}",
+        "metric": "macro_f1",
     }
+    if spec.is_baseline:
+        parts |= dict.fromkeys(("init", "backend", "recipe", "decoding"), "fitted")
+        parts["prompt"] = "none"
     head, *rest = (f"{key}:{value}" for key, value in parts.items())
     return "|".join([head, *([split.origin] if split.origin else []), *rest])
-
-
-def _decoding(spec: TrialSpec) -> str:
-    calibrated = "" if spec.calibration == "none" else f", {spec.calibration}"
-    return spec.evaluation.decoding + calibrated
 
 
 def of_run(trials: Iterable[str]) -> str:
@@ -61,6 +58,6 @@ def of_run(trials: Iterable[str]) -> str:
     )
 
 
-def _hash(value: Any) -> str:
+def _hash(value: object) -> str:
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:12]
