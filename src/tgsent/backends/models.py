@@ -6,9 +6,10 @@ from accelerate.utils import set_seed
 
 from tgsent.config import TrialSpec
 from tgsent.errors import ConfigError
-from tgsent.modeling import legibility, loading, tiny
+from tgsent.modeling import loading, tiny
 from tgsent.modeling.loading import LoadedModel
 from tgsent.modeling.prompts import PromptEncoder
+from tgsent.modeling.tokens import legibility
 from tgsent.records import Progress, Split
 from tgsent.training import memory
 
@@ -47,4 +48,4 @@ def load(spec: TrialSpec, split: Split, progress: Progress) -> LoadedModel:
 def illegible(loaded: LoadedModel, encoder: PromptEncoder, split: Split) -> tuple[str, ...]:
     """Return warnings about training and test texts that the model cannot read."""
     texts = [example.text for example in (*split.train, *split.tested)]
-    return legibility.measure(loaded, encoder, texts).warnings
+    return legibility(loaded.tokenizer, encoder, texts).warnings

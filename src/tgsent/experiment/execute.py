@@ -12,7 +12,7 @@ from tgsent.config import EngineConfig, RunConfig, TrialSpec
 from tgsent.data.dataset import Dataset
 from tgsent.errors import ConfigError, RunFolderError, UnavailableError
 from tgsent.experiment.engine import Engine, EngineContext
-from tgsent.modeling import hub, weights
+from tgsent.modeling import hub
 from tgsent.progress import Quiet
 from tgsent.records import Failure, Prediction, Progress, Splits
 from tgsent.report import pages, results, tables
@@ -80,7 +80,7 @@ def prepare(config: RunConfig, dataset: Dataset, splits: Splits, context: RunCon
     Raises UnavailableError where something needed is not available, RunFolderError where the
     folder cannot take the run, ConfigError where there is no such trial.
     """
-    specs = weights.recorded(config.trial_specs(dataset.labels), context.progress)
+    specs = hub.with_hashes(config.trial_specs(dataset.labels), context.progress)
     chosen = _chosen(specs, context.only)
     pending = PendingRun(config, dataset, splits, context, specs, chosen)
     if not context.fresh:
@@ -269,10 +269,12 @@ def fetch_models(
     for spec in specs.values():
         if spec.training.package is not None:  # before gigabytes are downloaded
             backend_of(spec).check_installed(spec)
-    commits = {}
+    commits: dict[str, str | None] = {}
     for name, spec in specs.items():
-        snapshot = hub.fetch_for(spec, progress)
-        commits[name] = snapshot.commit if snapshot else None
+        commits[name] = None
+        if spec.needs_files:
+            weights_wanted = spec.training.init == "pretrained"
+            commits[name] = hub.fetch(spec.model, weights=weights_wanted, progress=progress).commit
     for spec in specs.values():
         backend_of(spec).check_installed(spec)
         for note in backend_of(spec).check(spec, here=engine.kind == "local"):
