@@ -166,7 +166,8 @@ def test_a_turn_may_end_in_a_token_that_is_special_but_listed_nowhere(folder: Pa
     loaded = loading.describe(chat_spec(folder), ())
     loaded.tokenizer.add_tokens([AddedToken("<end_of_turn>", special=True)])
     loaded.tokenizer.chat_template = CHATML.replace("<|im_end|>", "<end_of_turn>")
-    assert chat.markup(loaded.tokenizer, "some/model").end == "<end_of_turn>"
+    end = loaded.tokenizer.convert_tokens_to_ids("<end_of_turn>")
+    assert chat.markup(loaded.tokenizer, "some/model").end_id == end
 
 
 def test_a_new_padding_token_leaves_the_markers_special(tmp_path: Path) -> None:

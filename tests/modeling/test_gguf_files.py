@@ -120,14 +120,15 @@ def test_a_saved_model_is_a_plain_folder(file: Path, tmp_path: Path) -> None:
 def check(path: Path, init: str = "pretrained") -> None:
     """Do what a run does before it trains."""
     spec = tiny_spec(str(path), training={"init": init})
-    hub.fetch_for(spec)
+    if spec.needs_files:
+        hub.fetch(spec.model, weights=init == "pretrained")
     tiny_models.check(spec)
 
 
 @pytest.mark.parametrize("init", ["pretrained", "random", "tiny"])
 def test_a_file_that_is_not_there(init: str, tmp_path: Path) -> None:
     for name in ("no.gguf", "no/such/model.GGUF"):
-        with pytest.raises(UnavailableError, match=r"no such file; name a GGUF file that is there"):
+        with pytest.raises(UnavailableError, match=r"no such file; name a GGUF file"):
             check(tmp_path / name, init)
 
 
@@ -137,7 +138,7 @@ def test_a_file_that_is_not_there_is_no_name_on_the_hub() -> None:
 
 
 def test_a_folder_with_a_gguf_file_in_it(file: Path) -> None:
-    with pytest.raises(UnavailableError, match=r"holds no config\.json.*\nname .*/tiny\.gguf"):
+    with pytest.raises(UnavailableError, match=r"holds no config\.json.*name one, or a GGUF file"):
         check(file.parent)
 
 
@@ -166,24 +167,24 @@ def _overwrite(start: int, content: bytes) -> Callable[[Path], None]:
 
 @pytest.mark.parametrize("init", ["pretrained", "random"])
 @pytest.mark.parametrize(
-    ("damage", "reason"),
+    "damage",
     [
-        (lambda path: path.write_bytes(b""), "is empty"),
-        (lambda path: path.write_bytes(b"PK\x03\x04" + b"x" * 900), "is not a GGUF file"),
-        (lambda path: path.write_bytes(b"GGUF"), "cannot be loaded"),
-        (lambda path: path.write_bytes(b"GGUF" + b"\xff" * 900), "cannot be loaded"),
-        (_cut(0.01), "cannot be loaded"),
-        (_cut(0.08), "cannot be loaded"),
-        (_cut(0.5), "cannot be loaded"),
-        (_cut(0.999), "cannot be loaded"),
-        (_overwrite(4, b"\x63"), "cannot be loaded"),
-        (_overwrite(16, b"\xff" * 8), "cannot be loaded"),
-        (_overwrite(40, b"\xfe" * 200), "cannot be loaded"),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"PK\x03\x04" + b"x" * 900),
+        lambda path: path.write_bytes(b"GGUF"),
+        lambda path: path.write_bytes(b"GGUF" + b"\xff" * 900),
+        _cut(0.01),
+        _cut(0.08),
+        _cut(0.5),
+        _cut(0.999),
+        _overwrite(4, b"\x63"),
+        _overwrite(16, b"\xff" * 8),
+        _overwrite(40, b"\xfe" * 200),
     ],
 )
-def test_a_damaged_file(damage: Callable[[Path], None], reason: str, init: str, file: Path) -> None:
+def test_a_damaged_file(damage: Callable[[Path], None], init: str, file: Path) -> None:
     damage(file)
-    with pytest.raises(UnavailableError, match=reason) as caught:
+    with pytest.raises(UnavailableError, match="cannot be loaded") as caught:
         check(file, init)
     assert str(file) in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 3
@@ -263,7 +264,7 @@ def test_a_damaged_file_ends_the_command_before_anything_is_written(
     done = cli("run", "-m", str(file), *SMALL)
     assert done.returncode == 3
     assert "cannot be loaded" in done.stderr
-    assert len(done.stderr.splitlines()) == 4  # what it does, what is wrong, why, what to do
+    assert len(done.stderr.splitlines()) == 3  # what it does, what is wrong, what to do
     assert not (tmp_path / "runs").exists()
 
 
@@ -274,9 +275,11 @@ def test_another_process_may_unpack_the_same_file(
 
     def slower(name: str, path: Path) -> object:
         monkeypatch.setattr(gguf_files, "_read", read)
-        folders.append(gguf_files.unpacked(name, path))  # the other one, which is done before
+        folders.append(
+            gguf_files.unpacked(name, path, Silent())
+        )  # the other one, which is done before
         return read(name, path)
 
     monkeypatch.setattr(gguf_files, "_read", slower)
-    assert [gguf_files.unpacked("tiny", file)] == folders
+    assert [gguf_files.unpacked("tiny", file, Silent())] == folders
     assert list(folders[0].parent.iterdir()) == folders

@@ -15,9 +15,10 @@ from tgsent.config import TrialSpec
 from tgsent.errors import ConfigError, TrialError
 from tgsent.evaluation import metrics
 from tgsent.evaluation.generate import classify, label_prior
-from tgsent.modeling import legibility, loading, speedups, tiny
+from tgsent.modeling import loading, speedups, tiny
 from tgsent.modeling.loading import LoadedModel
 from tgsent.modeling.prompts import PromptEncoder, choose_shots
+from tgsent.modeling.tokens import legibility
 from tgsent.records import Encoded, Example, Outcome, Progress, Split
 from tgsent.training import adapters, loop, memory, trackers
 from tgsent.training.checkpoint import Checkpoints
@@ -137,7 +138,7 @@ def save(loaded: LoadedModel, folder: Path) -> None:
 def illegible(loaded: LoadedModel, encoder: PromptEncoder, split: Split) -> tuple[str, ...]:
     """Return warnings about training and test texts that the model cannot read."""
     texts = [example.text for example in (*split.train, *split.tested)]
-    return legibility.measure(loaded, encoder, texts).warnings
+    return legibility(loaded.tokenizer, encoder, texts).warnings
 
 
 def _prepare(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tgsent.config import TrialSpec
-from tgsent.modeling.batches import Batch
+from tgsent.modeling.batches import Batch, log_likelihood
 from tgsent.modeling.loading import LoadedModel
 from tgsent.modeling.prompts import PromptEncoder, parse, render_target
 from tgsent.records import Example, Prediction, Progress
@@ -142,7 +142,12 @@ def _log_likelihoods(
 ) -> Tensor:
     """Compute the log-likelihood of each label's target after each prompt: (B, labels)."""
     batch, targets = _batch(loaded, prompts), [encoder.targets[label] for label in spec.labels]
-    return loaded.family.log_likelihoods(loaded.model, batch, targets, loaded.ids).double()
+    found = loaded.family.target_logits(loaded.model, batch, targets)
+    columns = [
+        log_likelihood(logits, torch.tensor(target, device=logits.device))
+        for logits, target in zip(found, targets, strict=True)
+    ]
+    return torch.stack(columns, dim=1).double()
 
 
 def _batch(loaded: LoadedModel, prompts: Sequence[Prompt]) -> Batch:

@@ -13,7 +13,7 @@ from tgsent.config import EngineConfig, RunConfig, TrialSpec
 from tgsent.data.dataset import Dataset
 from tgsent.errors import ConfigError, RunFolderError, UnavailableError
 from tgsent.files import to_json
-from tgsent.modeling import hub, weights
+from tgsent.modeling import hub
 from tgsent.progress import Quiet
 from tgsent.records import Failure, Prediction, Progress, Splits
 from tgsent.report import pages, results, tables
@@ -103,7 +103,7 @@ class PendingRun:
         """
         self.config, self.dataset, self.splits, self.context = config, dataset, splits, context
         self.folder = RunFolder(config.folder)
-        self.specs = weights.recorded(config.trial_specs(dataset.labels), context.progress)
+        self.specs = hub.with_hashes(config.trial_specs(dataset.labels), context.progress)
         self.chosen = _chosen(self.specs, context.only)
         self.finished: dict[Key, TrialMetrics] = {}
         self.failed: dict[Key, str] = {}
@@ -246,12 +246,17 @@ def fetch_models(
     for spec in specs:
         if spec.training.package is not None:  # before gigabytes are downloaded
             backend_of(spec).check_installed(spec)
-    snapshots = {spec.name: hub.fetch_for(spec, progress) for spec in specs}
+    commits: dict[str, str | None] = {}
+    for spec in specs:
+        commits[spec.name] = None
+        if spec.needs_files:
+            weights = spec.training.init == "pretrained"
+            commits[spec.name] = hub.fetch(spec.model, weights=weights, progress=progress).commit
     for spec in specs:
         backend_of(spec).check_installed(spec)
         for note in backend_of(spec).check(spec, here=engine.kind == "local"):
             progress.line(note)
-    return {name: found.commit if found else None for name, found in snapshots.items()}
+    return commits
 
 
 def missing_models(config: RunConfig) -> Iterator[UnavailableError]:

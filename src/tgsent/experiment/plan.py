@@ -16,10 +16,10 @@ from tgsent.errors import UnavailableError
 from tgsent.experiment.cost import Cost, measure
 from tgsent.experiment.sweep import rounds_of
 from tgsent.files import show_size
-from tgsent.modeling import legibility, loading
-from tgsent.modeling.family import family_of
+from tgsent.modeling import loading
 from tgsent.modeling.loading import LoadedModel
 from tgsent.modeling.prompts import choose_shots
+from tgsent.modeling.tokens import legibility
 from tgsent.records import Encoded, Split
 from tgsent.training import memory
 from tgsent.training.recipe import Recipe, resolve
@@ -167,7 +167,7 @@ def plan_model(spec: TrialSpec, split: Split) -> ModelPlan:
         prompt += " ->"
         target = f" {target}"
     texts = [example.text for example in (*split.train, *split.tested)]
-    legible = legibility.measure(loaded, encoder, texts)
+    legible = legibility(loaded.tokenizer, encoder, texts)
     return ModelPlan(
         model=spec.name,
         training_prompt=prompt + target,
@@ -219,7 +219,7 @@ def matrix_parameters(model: PreTrainedModel) -> tuple[int, int]:
         )
 
     head = model.get_output_embeddings().weight.numel()
-    if family_of(model.config).is_seq2seq:
+    if model.config.is_encoder_decoder:
         return matrices(model.get_encoder()), matrices(model.get_decoder()) + head
     return matrices(model.base_model) + head, matrices(model.base_model) + head
 

@@ -1,16 +1,18 @@
-"""Batches of token ids, and what a model's logits say about them."""
+"""Batches of token ids, what a model's logits say about them, and the families of models."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
+
+from tgsent.records import Encoded
 
 Counted = Literal["label", "full", "padded"]
 """Tokens that count in the loss: the label and the EOS token; the prompt too; the padding too."""
@@ -34,6 +36,40 @@ class SpecialIds:
     """What the decoder of a seq2seq model reads first."""
 
 
+class Family(Protocol):
+    """How models of one family read prompts, are trained and generate.
+
+    The modules `causal` and `seq2seq` implement it. Code that depends on the family calls these
+    functions; where that is not enough, it asks `is_seq2seq`.
+    """
+
+    is_seq2seq: bool
+    """Whether an encoder reads the prompt and a decoder writes the target."""
+
+    def collate(
+        self, examples: Sequence[Encoded], ids: SpecialIds, counted: Counted, pad_to: int | None
+    ) -> Batch:
+        """Make a batch for training, padded to `pad_to` tokens or to the longest text."""
+        ...
+
+    def prompt_batch(self, prompts: Sequence[tuple[int, ...]], ids: SpecialIds) -> Batch:
+        """Make a batch to generate from."""
+        ...
+
+    def target_logits(
+        self, model: PreTrainedModel, batch: Batch, targets: Sequence[tuple[int, ...]]
+    ) -> Iterator[Tensor]:
+        """Yield the logits of every target after every prompt: (B, target, vocabulary).
+
+        The prompts are read once, however many targets there are.
+        """
+        ...
+
+    def new_tokens(self, generated: Tensor, batch: Batch) -> Tensor:
+        """Return the tokens after the prompt in the output of `generate` (B, T)."""
+        ...
+
+
 def pad(
     sequences: Sequence[Sequence[int]], value: int, length: int | None = None, *, left: bool = False
 ) -> Tensor:
@@ -46,6 +82,17 @@ def pad(
         ],
         dtype=torch.long,
     )
+
+
+def inputs(
+    sequences: Sequence[Sequence[int]], value: int, length: int | None = None, *, left: bool = False
+) -> Batch:
+    """Pad sequences as `pad` does; return them with their attention mask."""
+    seen = [[1] * len(sequence) for sequence in sequences]
+    return {
+        "input_ids": pad(sequences, value, length, left=left),  # (B, T)
+        "attention_mask": pad(seen, 0, length, left=left),  # (B, T)
+    }
 
 
 def token_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -66,8 +113,9 @@ def log_likelihood(logits: Tensor, tokens: Tensor) -> Tensor:
     return log_probabilities.gather(2, chosen).sum(dim=(1, 2))
 
 
-def cache_argument(model: PreTrainedModel) -> str:
-    """Return the name of the forward's argument for its cache: transformers 5.24 renamed it."""
+def cached(model: PreTrainedModel, cache: Cache) -> dict[str, object]:
+    """Return the forward's arguments for a cache: transformers 5.24 renamed one of them."""
     accepted = inspect.signature(model.forward).parameters
     names = ("cache", "past_key_values", "cache_params")  # the last: Mamba's, before 5.24
-    return next((name for name in names if name in accepted), "past_key_values")
+    name = next((name for name in names if name in accepted), "past_key_values")
+    return {name: cache, "use_cache": True}

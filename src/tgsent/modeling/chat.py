@@ -12,8 +12,6 @@ from transformers import PreTrainedTokenizerBase
 from tgsent.errors import ConfigError, reason
 from tgsent.modeling.tokens import special_ids
 
-_TURN = "TGSENT-TURN-{}"
-_TURNS = re.compile(r"TGSENT-TURN-\d+-")
 _DATE = "01 Jan 2026"
 """For templates that write the date: the prompt is the same every day."""
 _FIXED_DATE = f"{{% macro strftime_now(format) %}}{_DATE}{{% endmacro %}}"
@@ -25,7 +23,7 @@ class Markup:
 
     around: tuple[tuple[str, str], ...]
     """For each user's turn, the string before it and the string between it and its answer."""
-    end: str
+    end_id: int
     """The token that ends an answer."""
 
 
@@ -41,44 +39,35 @@ def markup(tokenizer: PreTrainedTokenizerBase, model: str, answered: int = 0) ->
             f"prompt.template: the tokenizer of {model} has no chat template; use `plain`,"
             " or an instruction-tuned model"
         )
-    parts = _TURNS.split(_render(tokenizer, model, 2 * answered + 1))
-    *_, after_answer = _TURNS.split(_render(tokenizer, model, 2))
+    parts = _render(tokenizer, model, 2 * answered + 1)
+    *_, after_answer = _render(tokenizer, model, 2)
     if len(parts) != 2 * answered + 2:
         raise _unusable(model, "does not write each turn once")
-    return Markup(
-        around=tuple(zip(parts[::2], parts[1::2], strict=True)),
-        end=_first_special(tokenizer, model, after_answer),
-    )
+    ids: Sequence[int] = tokenizer(after_answer, add_special_tokens=False)["input_ids"]
+    special = special_ids(tokenizer)
+    ends = [token for token in ids if token in special]
+    if not ends:
+        raise _unusable(model, "ends an answer with no special token")
+    return Markup(tuple(zip(parts[::2], parts[1::2], strict=True)), ends[0])
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, model: str, turns: int) -> str:
-    """Render turns of user and assistant, and the beginning of an answer after a user's turn."""
+def _render(tokenizer: PreTrainedTokenizerBase, model: str, turns: int) -> list[str]:
+    """Return the strings around turns of user and assistant, and up to the next answer."""
     conversation = [
-        {"role": ("user", "assistant")[k % 2], "content": _TURN.format(k) + "-"}
-        for k in range(turns)
+        {"role": ("user", "assistant")[k % 2], "content": f"TGSENT-TURN-{k}-"} for k in range(turns)
     ]
     try:
-        return str(
-            tokenizer.apply_chat_template(
-                conversation,
-                chat_template=_FIXED_DATE + tokenizer.get_chat_template(),
-                tokenize=False,
-                add_generation_prompt=turns % 2 == 1,
-                enable_thinking=False,
-                date_string=_DATE,
-            )
+        rendered = tokenizer.apply_chat_template(
+            conversation,
+            chat_template=_FIXED_DATE + tokenizer.get_chat_template(),
+            tokenize=False,
+            add_generation_prompt=turns % 2 == 1,
+            enable_thinking=False,
+            date_string=_DATE,
         )
     except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise _unusable(model, f"cannot be rendered ({reason(error)})") from error
-
-
-def _first_special(tokenizer: PreTrainedTokenizerBase, model: str, text: str) -> str:
-    ids: Sequence[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    special = special_ids(tokenizer)
-    for token in ids:
-        if token in special:
-            return str(tokenizer.convert_ids_to_tokens(token))
-    raise _unusable(model, "ends an answer with no special token")
+    return re.split(r"TGSENT-TURN-\d+-", str(rendered))
 
 
 def _unusable(model: str, why: str) -> ConfigError:

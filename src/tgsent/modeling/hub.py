@@ -1,46 +1,42 @@
-"""Model names to files: folders, and repositories of the Hugging Face Hub and its cache."""
+"""Model names to files: folders, GGUF files, and repositories of the Hugging Face Hub.
+
+Models of the Hub are pinned by commit, local ones by the hash of their files.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
 import hashlib
-import importlib.util
 import json
-import queue
+import os
 import re
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, ModelInfo, constants, hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is httpx's
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import errors as hub_errors
+from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's
 from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 
 from tgsent.config import TrialSpec
-from tgsent.config.aliases import ALIASES, alias_of, name_and_revision
-from tgsent.errors import UnavailableError
+from tgsent.config.aliases import ALIASES, name_and_revision
+from tgsent.errors import UnavailableError, reason
+from tgsent.files import atomic_writer, cache_folder, show_size
 from tgsent.modeling import gguf_files
-from tgsent.records import Progress
+from tgsent.progress import Quiet
+from tgsent.records import Progress, Task
 
 _INDEX = "model.safetensors.index.json"
-_GGUF, _GGUF_MAGIC = ".gguf", b"GGUF"
-_PATIENCE = {"cached": 2.5, "missing": 3.5}
-"""Seconds to wait for the Hub's first answer: less where the cache can stand in for it."""
-_TOO_MANY_REQUESTS = 429
-
-_T = TypeVar("_T")
+_PATIENCE = 3.5
+"""Seconds to wait for the Hub's first answer."""
+_ANNOUNCED = 10**9
+"""File size in bytes above which hashing is announced."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class Snapshot:
     """The files of a model on this machine."""
 
     folder: Path
-    commit: str | None
+    commit: str | None = None
     """The commit on the Hub; None for a folder or a file that the user named."""
 
 
@@ -69,13 +65,6 @@ class _Session:
 _session = _Session()
 
 
-def fetch_for(spec: TrialSpec, progress: Progress | None = None) -> Snapshot | None:
-    """Return the files that a trial starts from, as `fetch` does; None where it needs none."""
-    if not spec.needs_files:
-        return None
-    return fetch(spec.model, weights=spec.training.init == "pretrained", progress=progress)
-
-
 def fetch(model: str, *, weights: bool, progress: Progress | None = None) -> Snapshot:
     """Return the files of a model: configuration, tokenizer and, if wanted, weights.
 
@@ -84,12 +73,15 @@ def fetch(model: str, *, weights: bool, progress: Progress | None = None) -> Sna
     be reached; a process asks the Hub once for each model. Raises UnavailableError with the ways
     out where the files are not available or may not be loaded.
     """
-    if (file := _named_gguf(model)) is not None:
-        _check_gguf(model, file)
-        return Snapshot(gguf_files.unpacked(model, file, progress), None)
-    if (folder := _named_folder(model)) is not None:
-        _check_folder(model, folder, weights)
-        return Snapshot(folder, None)
+    progress = progress or Quiet()
+    if (path := _local_path(model)) is not None:
+        if path.is_file():
+            return Snapshot(gguf_files.unpacked(model, path, progress))
+        names = [file.name for file in path.iterdir()]
+        _check_names(model, "this folder", names, weights)
+        if weights:
+            _check_weights(model, path, names, "put a good copy of it there")
+        return Snapshot(path)
     snapshots = _session.snapshots
     if (model, True) in snapshots:  # has all that is wanted without weights, too
         return snapshots[model, True]
@@ -98,103 +90,87 @@ def fetch(model: str, *, weights: bool, progress: Progress | None = None) -> Sna
     return snapshots[model, weights]
 
 
-def local_files(model: str) -> list[Path]:
-    """Return a local model's files: weights, configuration, tokenizer and chat template.
+def with_hashes(specs: Iterable[TrialSpec], progress: Progress) -> list[TrialSpec]:
+    """Return the specs with the hash of the local model that each starts from.
 
-    The list is empty for a model of the Hub, and for one that is missing or has no weights.
+    Hub models, which are pinned by commit, and models trained from scratch are unchanged. So is a
+    missing model: whether it is needed is not known yet.
+    """
+    hash_of = cache(lambda model: _hash_of(model, progress))
+    return [
+        spec.with_weights(hash_of(spec.model)) if spec.starts_from_weights else spec
+        for spec in specs
+    ]
+
+
+def _hash_of(model: str, progress: Progress) -> str:
+    """Hash a GGUF file, or the lines that `sha256sum` prints for the files of a folder.
+
+    A score depends on configuration, tokenizer and chat template as well as on the weights.
     """
     try:
-        if (file := _named_gguf(model)) is not None:
-            return [file]
-        folder = _named_folder(model)
-    except UnavailableError:
-        return []
-    if folder is None:
-        return []
-    names = sorted(path.name for path in folder.iterdir())
-    weights = weight_files(names)
-    return [folder / name for name in (*weights, *_small_files(names))] if weights else []
+        path = _local_path(model)
+        if path is None:
+            return ""
+        if path.is_file():
+            return _hash_of_file(path, progress)
+        names = sorted(file.name for file in path.iterdir())
+        weights = weight_files(names)
+        files = [*weights, *_small_files(names)] if weights else []
+        lines = [f"{_hash_of_file(path / name, progress)}  {name}\n" for name in files]
+    except (OSError, UnavailableError):  # reported when the model is loaded
+        return ""
+    return hashlib.sha256("".join(lines).encode()).hexdigest() if lines else ""
 
 
-def _named_gguf(model: str) -> Path | None:
-    file = Path(model).expanduser()
-    if file.suffix.lower() != _GGUF or file.is_dir():
-        return None
-    if not file.is_file():
-        raise UnavailableError(f"{model}: no such file; name a GGUF file that is there")
-    return file
+def _hash_of_file(file: Path, progress: Progress) -> str:
+    """Hash a file, or return the cached hash for its path, size and modification time."""
+    about = file.stat()
+    state = f"{file.resolve()}|{about.st_size}|{about.st_mtime_ns}"
+    entry = cache_folder() / "weights" / hashlib.sha256(os.fsencode(state)).hexdigest()[:32]
+    with contextlib.suppress(OSError, ValueError):
+        if re.fullmatch("[0-9a-f]{64}", kept := entry.read_text("ascii")):
+            return kept
+    if about.st_size >= _ANNOUNCED:
+        progress.line(f"hashing {file} ({show_size(about.st_size)}), once")
+    sha256 = _sha256(file)
+    after = file.stat()
+    if (after.st_size, after.st_mtime_ns) == (about.st_size, about.st_mtime_ns):
+        # without the cache, the file is only hashed again
+        with contextlib.suppress(OSError), atomic_writer(entry) as cached:
+            cached.write(sha256.encode())
+    return sha256
 
 
-def _check_gguf(model: str, file: Path) -> None:
-    """Check that the package gguf is installed and that the file starts with GGUF's magic bytes.
-
-    Raises UnavailableError. Other damage is found when the file is loaded.
-    """
-    if importlib.util.find_spec("gguf") is None:
-        raise UnavailableError(
-            f"{model}: a GGUF file needs the package gguf;"
-            " install it with: pip install 'tgsent[gguf]'"
-        )
-    try:
-        with file.open("rb") as opened:
-            magic = opened.read(len(_GGUF_MAGIC))
-    except OSError as error:
-        raise UnavailableError(f"{model}: cannot be read: {error.strerror}") from None
-    if magic != _GGUF_MAGIC:
-        problem = "is not a GGUF file, despite its name" if magic else "is empty"
-        raise UnavailableError(f"{model}: {problem}; put a good copy of it there")
-
-
-def _named_folder(model: str) -> Path | None:
-    folder = Path(model).expanduser()
+def _local_path(model: str) -> Path | None:
+    """Return the folder or the GGUF file that is named; None for a model of the Hub."""
+    path = Path(model).expanduser()
+    is_gguf = path.suffix.lower() == ".gguf"
     if model in ALIASES:
         return None
-    if folder.is_dir():
-        return folder
+    if path.is_dir() or (is_gguf and path.is_file()):
+        return path
     name, _ = name_and_revision(model)
-    if name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1:
-        raise UnavailableError(f"{model}: no such folder; name a folder that holds a model")
+    if is_gguf or name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1:
+        kind = "file; name a GGUF file" if is_gguf else "folder; name a folder that holds a model"
+        raise UnavailableError(f"{model}: no such {kind}")
     return None
 
 
-def _check_folder(model: str, folder: Path, weights: bool) -> None:
-    names = [path.name for path in folder.iterdir()]
-    if "config.json" not in names:
-        ggufs = sorted(folder / name for name in names if name.lower().endswith(_GGUF))
-        instead = f"\nname {ggufs[0]} to take that file" if ggufs else ""
-        raise UnavailableError(
-            f"{model}: this folder holds no config.json, so it is no model's{instead}"
-        )
-    if not weights:
-        return
-    if not weight_files(names):
-        raise UnavailableError(_no_weights(model, names, "this folder"))
-    if lacking := _missing_weights(folder, names):
-        raise UnavailableError(
-            f"{model}: the weights are in several files, and {lacking[0]} is missing; put it there"
-        )
-    for name in weight_files(names):
-        _check_safetensors(model, folder / name, "put a good copy of it there")
-
-
-def _from_hub(model: str, weights: bool, progress: Progress | None) -> Snapshot:
+def _from_hub(model: str, weights: bool, progress: Progress) -> Snapshot:
     name, revision = name_and_revision(model)
-    repo_id = ALIASES[name].hub_id if name in ALIASES else name
-    repository = _Repository(model, repo_id, revision)
-    cached = repository.cached(weights)
-    try:
-        info = repository.ask(_PATIENCE["cached" if cached else "missing"])
-    except _HubIsDownError as down:
+    repository = _Repository(model, ALIASES[name].hub_id if name in ALIASES else name, revision)
+    with repository.errors():
+        cached = repository.cached(weights)
+        info = repository.ask()
+        if info is not None:
+            return repository.download(info, weights, progress)
         if cached is None:
-            raise repository.unavailable(f"{down}, and it is not in the cache") from None
-        if progress is not None:
-            progress.line(f"{repo_id}: {down}; taking commit {cached.commit} from the cache")
+            raise repository.unavailable(f"{_session.down}, and it is not in the cache")
+        progress.line(
+            f"{repository.repo_id}: {_session.down}; taking commit {cached.commit} from the cache"
+        )
         return cached
-    return repository.download(info, weights, progress)
-
-
-class _HubIsDownError(Exception):
-    """The Hub does not answer, or answers with an error of its own."""
 
 
 @dataclass(frozen=True)
@@ -205,30 +181,23 @@ class _Repository:
     repo_id: str
     revision: str | None
 
-    def unavailable(self, reason: str, way_out: str = "") -> UnavailableError:
+    def unavailable(self, why: str, way_out: str = "") -> UnavailableError:
         """Return an error that names the model, the reason and the ways out."""
-        if not way_out:
-            way_out = "set HF_ENDPOINT to a hub that can be reached"
-            if constants.is_offline_mode():
-                way_out = "unset HF_HUB_OFFLINE"
-            if (alias := alias_of(self.repo_id)) and ALIASES[alias].gated:
-                page = f"{constants.ENDPOINT}/{self.repo_id}"
-                way_out += f", accept the terms on {page} and log in with `hf auth login`"
+        way_out = way_out or "unset HF_HUB_OFFLINE, set HF_ENDPOINT to a hub that can be reached"
         if "/" not in self.repo_id:
             near = difflib.get_close_matches(self.repo_id.lower(), ALIASES, n=1, cutoff=0.5)
             guess = f"did you mean {near[0]}?" if near else f"there are {', '.join(ALIASES)}"
-            reason += f"; as a short name it is unknown: {guess}"
+            why += f"; as a short name it is unknown: {guess}"
         named = "" if self.repo_id == self.model else f" ({self.repo_id})"
         return UnavailableError(
-            f"the model {self.model}{named} is not available: {reason}\n"
+            f"the model {self.model}{named} is not available: {why}\n"
             f"{way_out}, or name a folder that holds the model with --model FOLDER,\n"
             "or try `tgsent run -c smoke`, which needs neither hub nor download"
         )
 
     def cached(self, weights: bool) -> Snapshot | None:
         """Return the snapshot of an earlier download, if it is complete."""
-        with self.errors():
-            config = try_to_load_from_cache(self.repo_id, "config.json", revision=self.revision)
+        config = try_to_load_from_cache(self.repo_id, "config.json", revision=self.revision)
         if not isinstance(config, str):
             return None
         folder = Path(config).parent
@@ -237,42 +206,42 @@ class _Repository:
             return None
         return Snapshot(folder, folder.name) if len(names) > 1 else None
 
-    def ask(self, patience: float) -> ModelInfo:
-        """Ask the Hub for the commit and its files; raise _HubIsDownError without an answer."""
+    def ask(self) -> ModelInfo | None:
+        """Ask the Hub for the commit and its files; return None, and note why, if it is down."""
         if _session.down:
-            raise _HubIsDownError(_session.down)
-        with self.errors():
-            try:
-                return _within(
-                    patience,
-                    lambda: HfApi().model_info(
-                        self.repo_id, revision=self.revision, timeout=patience, files_metadata=True
-                    ),
-                )
-            except HfHubHTTPError as error:
-                status = error.response.status_code
-                if status < 500 and status != _TOO_MANY_REQUESTS:
-                    raise
-                down = f"{constants.ENDPOINT} answers {status}"
-            except OfflineModeIsEnabled:
-                down = "HF_HUB_OFFLINE is set"
-            except (HTTPError, TimeoutError) as error:
-                down = f"{constants.ENDPOINT} cannot be reached ({_one_line(error)})"
-            _session.down = down
-            raise _HubIsDownError(down)
+            return None
+        future: Future[ModelInfo] = Future()
+        threading.Thread(target=self._answer, args=[future], daemon=True).start()
+        try:
+            return future.result(_PATIENCE)
+        except hub_errors.HfHubHTTPError as error:
+            status = error.response.status_code
+            if status < 500 and status != 429:  # too many requests
+                raise
+            _session.down = f"{constants.ENDPOINT} answers {status}"
+        except hub_errors.OfflineModeIsEnabled:
+            _session.down = "HF_HUB_OFFLINE is set"
+        except TimeoutError:
+            _session.down = f"no answer within {_PATIENCE:g} s from {constants.ENDPOINT}"
+        except HTTPError as error:
+            _session.down = f"{constants.ENDPOINT} cannot be reached ({reason(error)})"
+        return None
 
-    def download(self, info: ModelInfo, weights: bool, progress: Progress | None) -> Snapshot:
+    def _answer(self, future: Future[ModelInfo]) -> None:
+        """Ask in a thread: no timeout bounds the lookup of a name, nor trying several addresses."""
+        try:
+            info = HfApi().model_info(
+                self.repo_id, revision=self.revision, timeout=_PATIENCE, files_metadata=True
+            )
+            future.set_result(info)
+        except BaseException as error:  # noqa: BLE001  raised by `ask`
+            future.set_exception(error)
+
+    def download(self, info: ModelInfo, weights: bool, progress: Progress) -> Snapshot:
         """Download and check what is not in the cache yet; return the snapshot."""
         files = {file.rfilename: file for file in info.siblings or ()}
-        wanted = _small_files(files)
-        if weights:
-            if not weight_files(files):
-                raise UnavailableError(_no_weights(self.model, files, self.repo_id))
-            wanted += weight_files(files)
-        if "config.json" not in files:
-            raise UnavailableError(
-                f"{self.model}: {self.repo_id} holds no config.json, so it is no transformers model"
-            )
+        _check_names(self.model, self.repo_id, files, weights)
+        wanted = _small_files(files) + (weight_files(files) if weights else [])
         wanted.sort(key="config.json".__eq__)  # last, so that where it is, all others are
         missing = [
             name
@@ -280,37 +249,21 @@ class _Repository:
             if not isinstance(try_to_load_from_cache(self.repo_id, name, revision=info.sha), str)
         ]
         total = sum(files[name].size or 0 for name in missing)
-        with _shown(progress, self.repo_id, total) as count:
-            # asked for in any case, so that the library notes the revision's commit
-            names = dict.fromkeys((*missing, "config.json"))
-            paths = {name: self._download(name, count) for name in names}
-        folder = paths["config.json"].parent
-        if any(path.parent != folder for path in paths.values()):
-            raise self.unavailable("it changed while it was downloaded", "run the command again")
-        for name in missing:
-            lfs = files[name].lfs
-            if lfs is not None and _sha256(paths[name]) != lfs.sha256:
-                _forget(paths[name])
-                raise self.unavailable(f"{name} arrived damaged", "run the command again")
-        for name in weight_files(wanted):
-            _check_safetensors(self.model, folder / name, f"delete {folder} and run again")
-        return Snapshot(folder, folder.name)
-
-    def _download(self, name: str, count: Callable[[int], None]) -> Path:
-        class Bar(tqdm):  # type: ignore[type-arg]  # no subscript when it runs
-            """Counts what the library reports to its bars, and draws nothing."""
-
-            def __init__(self, *args: Any, **kwargs: Any) -> None:
-                super().__init__(*args, **{**kwargs, "disable": True})
-
-            def update(self, n: float | None = 1) -> None:
-                count(int(n or 0))
-
-            def update_transfer(self, n: float) -> None:
-                """Ignore the bytes received: those written are counted."""
-
-        with self.errors():
-            return Path(hf_hub_download(self.repo_id, name, revision=self.revision, tqdm_class=Bar))
+        shown = progress if missing else Quiet()
+        shown.line(f"downloading {self.repo_id} from {constants.ENDPOINT} ({total / 1e6:.1f} MB)")
+        with shown.task(f"downloading {self.repo_id}, MB", total // 10**6) as task:
+            bar = _bar(task)
+            for name in wanted:
+                path = Path(hf_hub_download(self.repo_id, name, revision=info.sha, tqdm_class=bar))
+                lfs = files[name].lfs
+                if name in missing and lfs is not None and _sha256(path) != lfs.sha256:
+                    path.resolve().unlink()  # the link in the snapshot leads to it
+                    path.unlink(missing_ok=True)
+                    raise self.unavailable(f"{name} arrived damaged", "run the command again")
+            # the library notes the commit of the revision for when the Hub cannot be reached
+            hf_hub_download(self.repo_id, "config.json", revision=self.revision, tqdm_class=bar)
+        _check_weights(self.model, path.parent, wanted, f"delete {path.parent} and run again")
+        return Snapshot(path.parent, path.parent.name)
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
@@ -318,26 +271,21 @@ class _Repository:
         page = f"{constants.ENDPOINT}/{self.repo_id}"
         try:
             yield
-        except GatedRepoError:
-            raise self.unavailable(
-                "its owner wants you to accept terms first",
-                f"accept them on {page} and log in with `hf auth login` (or set HF_TOKEN)",
-            ) from None
-        except RevisionNotFoundError:
+        except hub_errors.RevisionNotFoundError:
             raise self.unavailable(
                 f"there is no revision {self.revision}", f"see {page}/commits/main for those there"
             ) from None
-        except RepositoryNotFoundError:
+        except hub_errors.RepositoryNotFoundError:
             raise self.unavailable(
-                f"there is no {page}, or it is private",
-                "check the spelling, or log in with `hf auth login` (or set HF_TOKEN)",
+                f"there is no {page}, or it is private, or you have not accepted its terms",
+                "see that page, log in with `hf auth login` (or set HF_TOKEN)",
             ) from None
-        except HFValidationError as error:
-            raise self.unavailable(_one_line(error), "name it as owner/name") from None
+        except hub_errors.HFValidationError as error:
+            raise self.unavailable(reason(error), "name it as owner/name") from None
         except HTTPError as error:
-            raise self.unavailable(_one_line(error)) from None
+            raise self.unavailable(reason(error)) from None
         except OSError as error:
-            raise self.unavailable(_one_line(error), f"look at {constants.HF_HUB_CACHE}") from None
+            raise self.unavailable(reason(error), f"look at {constants.HF_HUB_CACHE}") from None
 
 
 def weight_files(names: Collection[str]) -> list[str]:
@@ -350,7 +298,7 @@ def weight_files(names: Collection[str]) -> list[str]:
 
 def _missing_weights(folder: Path, names: Collection[str]) -> list[str]:
     """Return the files that the index names and the folder lacks."""
-    if weight_files(names)[:1] != [_INDEX]:
+    if _INDEX not in weight_files(names):
         return []
     index = json.loads((folder / _INDEX).read_bytes())
     return sorted(set(index["weight_map"].values()) - set(names))
@@ -361,27 +309,34 @@ def _small_files(names: Collection[str]) -> list[str]:
     return [n for n in names if re.fullmatch(r"[^/]+\.(json|txt|model|jinja)", n) and n != _INDEX]
 
 
-def _no_weights(model: str, names: Collection[str], place: str) -> str:
-    pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
-    held = f", only {pickles[0]}, which may run code when it is loaded" if pickles else ""
-    return (
-        f"{model}: {place} holds no weights as safetensors{held}\n"
-        "choose another model or revision (MODEL@REVISION), convert the weights to"
-        " model.safetensors,\nor train the architecture from nothing: --set training.init=random"
-    )
-
-
-def _check_safetensors(model: str, path: Path, way_out: str) -> None:
-    """Read the header, which says how long the file must be."""
-    if path.suffix != ".safetensors":
-        return
-    try:
-        with safe_open(path, "np"):
-            pass
-    except SafetensorError as error:
+def _check_names(model: str, place: str, names: Collection[str], weights: bool) -> None:
+    """Check that there is a configuration and, if wanted, weights; raise UnavailableError."""
+    if "config.json" not in names:
         raise UnavailableError(
-            f"{model}: the weights {path} are damaged ({_one_line(error)}); {way_out}"
-        ) from None
+            f"{model}: {place} holds no config.json, so it is no transformers model;"
+            " name one, or a GGUF file"
+        )
+    if weights and not weight_files(names):
+        raise UnavailableError(
+            f"{model}: {place} holds no weights as safetensors (others may run code when loaded)\n"
+            "choose another model or revision (MODEL@REVISION), convert the weights to"
+            " model.safetensors,\nor train the architecture from nothing:"
+            " --set training.init=random"
+        )
+
+
+def _check_weights(model: str, folder: Path, names: Collection[str], way_out: str) -> None:
+    """Check that no file is missing, and read the headers, which say how long each must be."""
+    if lacking := _missing_weights(folder, names):
+        raise UnavailableError(f"{model}: {lacking[0]} is missing in {folder}; put it there")
+    for path in (folder / name for name in weight_files(names) if name != _INDEX):
+        try:
+            with safe_open(path, "np"):
+                pass
+        except SafetensorError as error:
+            raise UnavailableError(
+                f"{model}: the weights {path} are damaged ({reason(error)}); {way_out}"
+            ) from None
 
 
 def _sha256(path: Path) -> str:
@@ -389,52 +344,21 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _forget(path: Path) -> None:
-    """Remove a file from the cache: the link in the snapshot and what it leads to."""
-    path.resolve().unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
+def _bar(task: Task) -> type[tqdm[object]]:
+    """Return a class of bars that reports megabytes to `task`, and draws nothing."""
+    done = 0
 
+    class Bar(tqdm):  # type: ignore[type-arg]  # no subscript when it runs
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[call-overload]
 
-@contextlib.contextmanager
-def _shown(progress: Progress | None, repo_id: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a download in megabytes; yield the function that counts bytes."""
-    if progress is None or not total:
-        yield lambda _: None
-        return
-    progress.line(f"downloading {repo_id} from {constants.ENDPOINT} ({total / 1e6:.1f} MB)")
-    with progress.task(f"downloading {repo_id}, MB", total // 10**6) as task:
-        done = 0
-
-        def count(size: int) -> None:
+        def update(self, n: float | None = 1) -> None:
             nonlocal done
+            size = int(n or 0)
             task.advance((done + size) // 10**6 - done // 10**6)
             done += size
 
-        yield count
+        def update_transfer(self, n: float) -> None:
+            """Ignore the bytes received: those written are counted."""
 
-
-def _within(seconds: float, call: Callable[[], _T]) -> _T:
-    """Call with a deadline; raise TimeoutError after it.
-
-    No timeout of the HTTP library bounds the lookup of a name, nor the trying of several addresses.
-    """
-    outcome: queue.SimpleQueue[tuple[_T | None, BaseException | None]] = queue.SimpleQueue()
-
-    def run() -> None:
-        try:
-            outcome.put((call(), None))
-        except BaseException as error:  # noqa: BLE001  raised again below, in the caller's thread
-            outcome.put((None, error))
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        value, error = outcome.get(timeout=seconds)
-    except queue.Empty:
-        raise TimeoutError(f"no answer within {seconds:g} s") from None
-    if error is not None:
-        raise error
-    return value  # type: ignore[return-value]  # without an error there is a value
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return Bar

@@ -10,27 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    CONFIG_MAPPING,
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_MASKED_LM_MAPPING,
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
-    AutoConfig,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+import transformers
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tgsent.config import TrialSpec
 from tgsent.config.aliases import ALIASES, alias_of
 from tgsent.errors import ConfigError, TgsentError, UnavailableError, reason
-from tgsent.modeling import chat, hub, tiny
-from tgsent.modeling.batches import SpecialIds
-from tgsent.modeling.family import Family, family_of
-from tgsent.modeling.gguf_files import misfits
-from tgsent.modeling.prompts import PromptEncoder, encode_markup, parse
+from tgsent.modeling import causal, chat, hub, seq2seq, tiny
+from tgsent.modeling.batches import Family, SpecialIds
+from tgsent.modeling.prompts import PromptEncoder, parse
 from tgsent.modeling.tokens import special_ids
 from tgsent.records import Example
 
@@ -58,9 +46,8 @@ class LoadedModel:
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Turn texts into tokens, with no special token added around them."""
-        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, verbose=False)[
-            "input_ids"
-        ]
+        encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)
+        ids: list[list[int]] = encoded["input_ids"]
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -68,22 +55,19 @@ class LoadedModel:
         return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
 
-def load(spec: TrialSpec, train: Iterable[Example]) -> LoadedModel:
-    """Load or build what `spec.model` names.
+def describe(spec: TrialSpec, train: Iterable[Example]) -> LoadedModel:
+    """Return model and tokenizer without weights or memory: for counting, not for running."""
+    with torch.device("meta"):
+        return load(spec, train, weights=False)
+
+
+def load(spec: TrialSpec, train: Iterable[Example], *, weights: bool = True) -> LoadedModel:
+    """Load or build what `spec.model` names; without `weights`, its own are not read.
 
     `train` is the training split, on which a tiny model's tokenizer is trained. Raises
     UnavailableError where files are missing, ConfigError where the model does not fit the settings.
     """
-    return _load(spec, train, pretrained=spec.training.init == "pretrained")
-
-
-def describe(spec: TrialSpec, train: Iterable[Example]) -> LoadedModel:
-    """Return model and tokenizer without weights or memory: for counting, not for running."""
-    with torch.device("meta"):
-        return _load(spec, train, pretrained=False)
-
-
-def _load(spec: TrialSpec, train: Iterable[Example], *, pretrained: bool) -> LoadedModel:
+    pretrained = weights and spec.training.init == "pretrained"
     name = spec.model
     if spec.training.init == "tiny":
         snapshot = None
@@ -91,30 +75,29 @@ def _load(spec: TrialSpec, train: Iterable[Example], *, pretrained: bool) -> Loa
     else:
         snapshot = hub.fetch(name, weights=pretrained)
         config, tokenizer = _config(name, snapshot.folder), _tokenizer(name, snapshot.folder)
-    family = family_of(config)
+    family: Family = seq2seq if config.is_encoder_decoder else causal
     _prepare_tokenizer(tokenizer, spec, family)
     _check_generates(config, name, family)
     _check_positions(config, spec, family)
-    model: Any  # mypy does not know the attributes of an embedding
     if snapshot is not None and pretrained:
-        model = _pretrained(name, snapshot.folder, family)
+        with loading_errors(name, snapshot.folder):
+            model = read_weights(name, snapshot.folder, config, use_safetensors=True)
     else:
-        model = _with_fresh_weights(name, config, family)
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        with loading_errors(name, "its config.json", ConfigError):
+            model = _auto_class(config).from_config(config, dtype=torch.float32)
+    if len(tokenizer) > len(model.get_input_embeddings().get_parameter("weight")):
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    ids = SpecialIds(
-        pad=tokenizer.pad_token_id,
-        end=_end_id(tokenizer, spec),
-        decoder_start=_decoder_start(model, tokenizer, family),
-    )
+    is_chat, pad = spec.prompt.template == "chat", tokenizer.pad_token_id
+    end = chat.markup(tokenizer, name).end_id if is_chat else tokenizer.eos_token_id
+    ids = SpecialIds(pad, end, _decoder_start(model, pad) if family.is_seq2seq else pad)
     # settings that the weights came with (sampling, penalties, lengths) are not those of the run
-    model.generation_config = GenerationConfig(
+    model.generation_config = transformers.GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=ids.end,
-        pad_token_id=ids.pad,
+        pad_token_id=pad,
         decoder_start_token_id=ids.decoder_start if family.is_seq2seq else None,
     )
-    model.config.pad_token_id = ids.pad
+    model.config.pad_token_id = pad
     return LoadedModel(model, tokenizer, family, ids, snapshot.commit if snapshot else None)
 
 
@@ -126,34 +109,32 @@ def model_type(name: str) -> str:
 
 
 def _config(name: str, folder: Path) -> PreTrainedConfig:
-    with _loading_errors(name, folder):
-        values, _ = PreTrainedConfig.get_config_dict(folder)
-        if "auto_map" in values and values.get("model_type") not in CONFIG_MAPPING:
-            raise UnavailableError(
-                f"{name}: asks to run code of its own ({folder / 'config.json'}: auto_map), which"
-                " tgsent never does; choose a model that transformers knows"
-            )
-        if method := (values.get("quantization_config") or {}).get("quant_method"):
-            raise ConfigError(
-                f"{name}: its weights are quantised ({method}), which tgsent does not train;"
-                " use the unquantised model"
-            )
-        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        return config
+    with loading_errors(name, folder):
+        config: PreTrainedConfig = transformers.AutoConfig.from_pretrained(
+            folder, trust_remote_code=False
+        )
+    if quantization := getattr(config, "quantization_config", None):
+        raise ConfigError(
+            f"{name}: its weights are quantised ({quantization.get('quant_method')}), which tgsent"
+            " does not train; use the unquantised model"
+        )
+    return config
 
 
 def _check_generates(config: PreTrainedConfig, name: str, family: Family) -> None:
     """Raise ConfigError for a model that does not generate text from left to right."""
     kind = f'a model of the kind "{config.model_type}"'
     generating: Container[type[PreTrainedConfig]] = (
-        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if family.is_seq2seq else MODEL_FOR_CAUSAL_LM_MAPPING
+        transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+        if family.is_seq2seq
+        else transformers.MODEL_FOR_CAUSAL_LM_MAPPING
     )
     if type(config) not in generating:
         text = " (its text part alone may be)" if hasattr(config, "text_config") else ""
         raise ConfigError(
             f"{name}: {kind} does not generate text{text}; use a causal or seq2seq language model"
         )
-    bidirectional = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not (
+    bidirectional = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING and not (
         family.is_seq2seq or getattr(config, "is_decoder", False)
     )
     attention = getattr(config.get_text_config(), "use_bidirectional_attention", None)
@@ -178,11 +159,11 @@ def _check_positions(config: PreTrainedConfig, spec: TrialSpec, family: Family) 
 def _tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
     if not any((folder / file).is_file() for file in _VOCABULARIES):
         raise UnavailableError(f"{name}: {folder} holds no tokenizer; put the model's files there")
-    with _loading_errors(name, folder):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+    with loading_errors(name, folder):
+        tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False
         )
-        return tokenizer
+    return tokenizer
 
 
 def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, spec: TrialSpec, family: Family) -> None:
@@ -198,9 +179,9 @@ def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, spec: TrialSpec, fami
         tokenizer.add_special_tokens(
             {"additional_special_tokens": new}, replace_extra_special_tokens=False
         )
-    # saved with the tokenizer only if it is set in both places
-    tokenizer.padding_side = family.padding_side
-    tokenizer.init_kwargs["padding_side"] = family.padding_side
+    # for users who generate with the saved tokenizer; saved only if it is set in both places
+    tokenizer.padding_side = "right" if family.is_seq2seq else "left"
+    tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side
 
 
 def _check_start_token(tokenizer: PreTrainedTokenizerBase, spec: TrialSpec) -> None:
@@ -218,93 +199,76 @@ def _check_start_token(tokenizer: PreTrainedTokenizerBase, spec: TrialSpec) -> N
         )
 
 
-def _end_id(tokenizer: PreTrainedTokenizerBase, spec: TrialSpec) -> int:
-    """Return the id of the token that ends an answer; in a chat, the template's."""
-    if spec.prompt.template == "chat":
-        return _id_of(tokenizer, chat.markup(tokenizer, spec.model).end)
-    return int(tokenizer.eos_token_id)
-
-
-def _id_of(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
-    return int(tokenizer.convert_tokens_to_ids(token))  # type: ignore[arg-type]  # a list for lists
-
-
-def _decoder_start(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, family: Family
-) -> int:
+def _decoder_start(model: PreTrainedModel, pad: int) -> int:
     """Return the token that a seq2seq model's decoder starts with, chosen as the library does.
 
     T5 starts with padding, BART with its EOS token, T5Gemma with its BOS token, which is named in
     the configuration of its decoder alone.
     """
-    if not family.is_seq2seq:  # it has no decoder
-        return int(tokenizer.pad_token_id)
-    decoder = model.config.get_text_config(decoder=True)
-    for place, name in (
-        (model.config, "decoder_start_token_id"),
-        (model.generation_config, "decoder_start_token_id"),
-        (decoder, "bos_token_id"),
-    ):
-        if (token := getattr(place, name, None)) is not None:
-            return int(token)
-    return int(tokenizer.pad_token_id)
+    named = (
+        getattr(model.config, "decoder_start_token_id", None),
+        model.generation_config.decoder_start_token_id,
+        getattr(model.config.get_text_config(decoder=True), "bos_token_id", None),
+    )
+    return next((token for token in named if token is not None), pad)
 
 
-def _pretrained(name: str, folder: Path, family: Family) -> PreTrainedModel:
-    """Load weights; raise UnavailableError where some are missing or of another shape."""
+def _auto_class(config: PreTrainedConfig) -> Any:
+    is_seq2seq = config.is_encoder_decoder
+    return transformers.AutoModelForSeq2SeqLM if is_seq2seq else transformers.AutoModelForCausalLM
+
+
+def read_weights(
+    name: str, folder: Path, config: PreTrainedConfig, **options: object
+) -> PreTrainedModel:
+    """Load fp32 weights; raise UnavailableError where some are missing or of another shape.
+
+    The library itself only warns, and leaves random weights in their place.
+    """
     model: PreTrainedModel
-    with _loading_errors(name, folder):
-        model, report = family.auto_class.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    if wrong := misfits(report):
+    model, report = _auto_class(config).from_pretrained(
+        folder,
+        dtype=torch.float32,
+        trust_remote_code=False,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        **options,
+    )
+    wrong = [f"{key} is missing" for key in sorted(report["missing_keys"])]
+    wrong += [f"{key} has another shape" for key, *_ in sorted(report["mismatched_keys"])]
+    if wrong:
         raise UnavailableError(
-            f"{name}: the weights in {folder} do not fit its config.json: {wrong};"
+            f"{name}: the weights do not fit the model's configuration: {', '.join(wrong[:3])};"
             " put the files that belong together there, or name another model"
         )
     return model
 
 
-def _with_fresh_weights(name: str, config: PreTrainedConfig, family: Family) -> PreTrainedModel:
-    """Build an architecture; raise ConfigError where the library cannot."""
-    try:
-        model: PreTrainedModel = family.auto_class.from_config(config, dtype=torch.float32)
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        raise ConfigError(
-            f"{name}: no model can be built from its config.json: {reason(error)}"
-        ) from error
-    return model
-
-
 @contextlib.contextmanager
-def _loading_errors(name: str, folder: Path) -> Iterator[None]:
-    """Raise UnavailableError, with a way out, for any error of the library in the context."""
+def loading_errors(
+    name: str, place: Path | str, kind: type[TgsentError] = UnavailableError
+) -> Iterator[None]:
+    """Raise an error with a way out for any error of the library in the context.
+
+    The library raises almost any exception for files that it cannot read.
+    """
     try:
         yield
     except TgsentError:
         raise
     except Exception as error:
-        # the library raises almost any exception for files it cannot read
         if is_out_of_memory(error):
             raise
-        raise UnavailableError(
-            f"the model {name} cannot be loaded from {folder}: {reason(error)}\n"
+        raise kind(
+            f"the model {name} cannot be loaded from {place}: {reason(error)}\n"
             "name another model or folder, or try `tgsent run -c smoke`, which needs neither"
         ) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Check for a failed allocation, for which the CPU has no exception class of its own."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
+    signed = isinstance(error, RuntimeError) and any(s in str(error) for s in _OUT_OF_MEMORY)
+    return signed or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 def prompt_encoder(
@@ -326,18 +290,11 @@ def prompt_encoder(
     )
     start_ids, (*shot_turns, (before, after)) = _turns(loaded, spec, len(shots))
     for shot, (shot_before, shot_after) in zip(shots, shot_turns, strict=True):
-        (shown,) = build(
-            start_ids=encode_markup(loaded.encode, shot_before), start=shot_before,
-            stop_ids=encode_markup(loaded.encode, shot_after), stop=shot_after,
-        ).encode_examples([shot])  # fmt: skip
+        (shown,) = build(start=shot_before, stop=shot_after).encode_examples([shot])
         start_ids = (*start_ids, *shown.prompt, *shown.target[:-1])
     # a seq2seq model's encoder reads prompts that end in the EOS token
-    end = (loaded.ids.end,)
-    encoder: PromptEncoder = build(
-        start_ids=(*start_ids, *encode_markup(loaded.encode, before)), start=before,
-        stop_ids=end if loaded.family.is_seq2seq else encode_markup(loaded.encode, after),
-        stop=after,
-    )  # fmt: skip
+    stop_ids = (loaded.ids.end,) if loaded.family.is_seq2seq else ()
+    encoder = build(start_ids=start_ids, start=before, stop=after, stop_ids=stop_ids)
     for label, target in encoder.targets.items():
         if parse(spec.prompt, spec.labels, loaded.decode(target[:-1])) != label:
             raise ConfigError(
@@ -363,5 +320,5 @@ def _turns(
             )
         return (), chat.markup(loaded.tokenizer, spec.model, shots).around
     start = spec.prompt.start_token or loaded.tokenizer.bos_token
-    start_ids = (_id_of(loaded.tokenizer, start),) if start else ()
-    return start_ids, [("", ""), *[("\n\n", "")] * shots]
+    ids = loaded.tokenizer.convert_tokens_to_ids([start] if start else [])
+    return tuple(ids), [("", ""), *[("\n\n", "")] * shots]  # type: ignore[arg-type]

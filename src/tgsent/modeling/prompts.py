@@ -1,8 +1,4 @@
-"""Texts and labels to prompts and targets, and generated text back to labels.
-
-One encoder serves all model families, in training and in testing. It depends on no library: a
-tokenizer is any function that turns strings into token ids.
-"""
+"""Texts and labels to prompts and targets, and generated text back to labels."""
 
 from __future__ import annotations
 
@@ -42,18 +38,13 @@ def parse(prompt: PromptConfig, labels: Iterable[str], generated: str) -> str | 
     `Positive` are no labels, so that no unclear answer is counted.
     """
     answer = generated.split()
-    for label in labels:
-        if answer == render_target(prompt, label).split():
-            return label
-    return None
+    return next((one for one in labels if answer == render_target(prompt, one).split()), None)
 
 
 def choose_shots(train: Sequence[Example], spec: TrialSpec) -> tuple[Example, ...]:
     """Draw the worked examples of a few-shot prompt from training texts, label by label in turn."""
     rng = random.Random(spec.seed)
-    by_label = {
-        label: [example for example in train if example.label == label] for label in spec.labels
-    }
+    by_label = {label: [one for one in train if one.label == label] for label in spec.labels}
     order = rng.sample(spec.labels, len(spec.labels))
     chosen: list[Example] = []
     while len(chosen) < spec.prompt.shots and any(by_label.values()):
@@ -63,25 +54,6 @@ def choose_shots(train: Sequence[Example], spec: TrialSpec) -> tuple[Example, ..
         else:
             order.remove(label)
     return tuple(chosen)
-
-
-def encode_markup(encode_texts: EncodeTexts, markup: str) -> tuple[int, ...]:
-    """Encode the markup around texts as a continuation; it may contain special tokens."""
-    if not markup:
-        return ()
-    (ids,) = _encode_after(encode_texts, _ANY_TEXT, [markup])
-    return tuple(encode_texts([markup])[0] if ids is None else ids)
-
-
-def _encode_after(
-    encode_texts: EncodeTexts, before: str, texts: Sequence[str]
-) -> list[list[int] | None]:
-    """Encode each text as a continuation of `before`; None where a token spans the border."""
-    if not before:
-        return [*encode_texts(list(texts))]
-    first, *both = encode_texts([before, *(before + text for text in texts)])
-    start = len(first)
-    return [ids[start:] if ids[:start] == first else None for ids in both]
 
 
 @dataclass
@@ -107,13 +79,14 @@ class PromptEncoder:
     """Ends every target."""
     max_tokens: int
     start_ids: tuple[int, ...] = ()
+    """Begins every prompt; `start` is added to it."""
     start: str = ""
-    """String that the head follows, encoded at the end of `start_ids`; empty at the beginning of a
-    text. It may contain special tokens, as may `stop`."""
-    stop_ids: tuple[int, ...] = ()
-    """Ends every prompt (seq2seq models read prompts that end in the EOS token)."""
+    """Markup that the head follows; empty at the beginning of a text. It may contain special
+    tokens, as may `stop`."""
     stop: str = ""
-    """String of `stop_ids`, if the target follows it."""
+    """Markup that the target follows."""
+    stop_ids: tuple[int, ...] = ()
+    """Ends every prompt after `stop` (seq2seq models read prompts that end in the EOS token)."""
     target_counts: bool = True
     """Whether `max_tokens` bounds prompt and target together, or the prompt alone."""
     truncated: int = field(default=0, init=False)
@@ -124,16 +97,16 @@ class PromptEncoder:
     _numbers: dict[int, int] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self.start_ids = (*self.start_ids, *self._encode_markup(self.start))
+        self.stop_ids = (*self._encode_markup(self.stop), *self.stop_ids)
         self._head, tail = self.prompt.input.split("{text}")
         (tail_ids,) = self._encode(_ANY_TEXT, [tail]) if tail else [[]]
         self.tail_ids = tuple(tail_ids)
         # the decoder of a seq2seq model begins with the target
         before = (self.stop or tail or self._head or _ANY_TEXT) if self.target_counts else ""
         targets = [render_target(self.prompt, label) for label in self.labels]
-        self.targets: dict[str, tuple[int, ...]] = {
-            label: (*ids, self.end_id)
-            for label, ids in zip(self.labels, self._encode(before, targets), strict=True)
-        }
+        encoded = [(*ids, self.end_id) for ids in self._encode(before, targets)]
+        self.targets: dict[str, tuple[int, ...]] = dict(zip(self.labels, encoded, strict=True))
         around = len(self.start_ids) + len(self.tail_ids) + len(self.stop_ids)
         if self.target_counts:
             around += max(map(len, self.targets.values()))
@@ -164,17 +137,31 @@ class PromptEncoder:
     def encode_examples(self, examples: Sequence[Example]) -> list[Encoded]:
         """Encode prompt and target of each example."""
         prompts = self.encode_prompts([example.text for example in examples])
-        return [
-            Encoded(prompt, self.targets[example.label])
-            for prompt, example in zip(prompts, examples, strict=True)
-        ]
+        targets = [self.targets[example.label] for example in examples]
+        return list(map(Encoded, prompts, targets))
 
     def _encode(self, before: str, texts: Sequence[str], head: str = "") -> Iterator[list[int]]:
         """Encode `head` and each text as a continuation of `before`, without any special token."""
+        is_text = self.special_ids.isdisjoint
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
             some = [head + text for text in texts[start : start + _TEXTS_AT_ONCE]]
-            for text, ids in zip(some, _encode_after(self.encode_texts, before, some), strict=True):
-                yield self._encode_data(text) if ids is None or self._special_in(ids) else ids
+            for text, ids in zip(some, self._encode_after(before, some), strict=True):
+                yield ids if ids is not None and is_text(ids) else self._encode_data(text)
+
+    def _encode_markup(self, markup: str) -> list[int]:
+        """Encode markup as a continuation; it may contain special tokens."""
+        if not markup:
+            return []
+        (ids,) = self._encode_after(_ANY_TEXT, [markup])
+        return self.encode_texts([markup])[0] if ids is None else ids
+
+    def _encode_after(self, before: str, texts: Sequence[str]) -> list[list[int] | None]:
+        """Encode each text as a continuation of `before`; None where a token spans the border."""
+        if not before:
+            return [*self.encode_texts(list(texts))]
+        first, *both = self.encode_texts([before, *(before + text for text in texts)])
+        start = len(first)
+        return [ids[start:] if ids[:start] == first else None for ids in both]
 
     def _encode_data(self, text: str) -> list[int]:
         """Encode a text without letting any part of it become a special token.
@@ -184,12 +171,9 @@ class PromptEncoder:
         they find one is therefore halved until they find none.
         """
         (ids,) = self.encode_texts([text])
-        if not self._special_in(ids):
+        if self.special_ids.isdisjoint(ids):
             return ids
         if len(text) <= 1:
             return [i for i in ids if i not in self.special_ids]
         middle = len(text) // 2
         return self._encode_data(text[:middle]) + self._encode_data(text[middle:])
-
-    def _special_in(self, ids: Iterable[int]) -> bool:
-        return not self.special_ids.isdisjoint(ids)

@@ -5,15 +5,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 from transformers.activations import NewGELUActivation
 
-from tgsent.modeling.batches import cache_argument
+from tgsent.modeling.batches import cached
 
 _LAST_MLP = {"gpt2": "transformer.h.{}.mlp", "gpt_neo": "transformer.h.{}.mlp"}
 """The MLP of the last block, which works on each position separately, by tested architecture."""
@@ -67,31 +65,16 @@ class Dropout(nn.Dropout):
         """Drop elements of a tensor of any shape, in training only."""
         if not self.training or input.device.type != "cpu":
             return functional.dropout(input, self.p, self.training)
-        dropped: Tensor = _Drop.apply(input, min(round(self.p * 2**16), 2**16 - 1))  # type: ignore[no-untyped-call]
-        return dropped
-
-
-class _Drop(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, dropped: int) -> Tensor:
-        """Keep a value where its 16 bits, as a number from -2**15, are not among the lowest."""
-        size = values.numel()
+        size, dropped = input.numel(), min(round(self.p * 2**16), 2**16 - 1)
         bits = torch.empty((size + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-        keep = bits.view(torch.int16)[:size].view(values.shape) >= dropped - 2**15
-        ctx.scale = 2**16 / (2**16 - dropped)
-        ctx.save_for_backward(keep)
-        return torch.mul(values, keep).mul_(ctx.scale)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """Pass the gradients of the kept values."""
-        (keep,) = ctx.saved_tensors
-        return torch.mul(gradient, keep).mul_(ctx.scale), None
+        # a value is kept if its 16 bits, as a number from -2**15, are not among the lowest
+        keep = bits.view(torch.int16)[:size].view(input.shape) >= dropped - 2**15
+        return torch.mul(input, keep).mul_(2**16 / (2**16 - dropped))
 
 
 def _read_prefix_once(
-    model: PreTrainedModel, args: tuple[Any, ...], named: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    model: PreTrainedModel, args: tuple[object, ...], named: dict[str, Tensor]
+) -> tuple[tuple[object, ...], dict[str, object]] | None:
     """Read the prefix as one text, and the rest of every text as its continuation in the KV cache.
 
     All copies of the prefix then share their dropout. Only on a CPU, because on other devices two
@@ -99,15 +82,17 @@ def _read_prefix_once(
     """
     if args or not model.training or named.get("use_cache") or _is_checkpointing(model):
         return None
-    length = _shared_prefix(named)
+    ids, asked = named["input_ids"], named.get("logits_to_keep")  # (B, T), (columns,)
+    if not isinstance(asked, Tensor) or len(ids) < 2 or ids.device.type != "cpu":
+        return None
+    same = ((ids == ids[0]) & (named["attention_mask"] == 1)).all(dim=0)
+    length = min(int(same.long().cumprod(dim=0).sum()), int(asked.min()))
     if not length:
         return None
-    ids = named["input_ids"]
-    cache = DynamicCache(config=model.config)
-    with_cache = {cache_argument(model): cache, "use_cache": True}
+    with_cache = cached(model, cache := DynamicCache(config=model.config))
     model(input_ids=ids[:1, :length], logits_to_keep=1, **with_cache)
     cache.batch_repeat_interleave(len(ids))
-    rest = {"input_ids": ids[:, length:], "logits_to_keep": named["logits_to_keep"] - length}
+    rest = {"input_ids": ids[:, length:], "logits_to_keep": asked - length}
     return args, {**named, **rest, **with_cache}
 
 
@@ -117,39 +102,23 @@ def _is_checkpointing(model: PreTrainedModel) -> bool:
     return bool(getattr(model, new if hasattr(model, new) else old))
 
 
-def _shared_prefix(named: dict[str, Any]) -> int:
-    """Count the first columns that all texts (B, T) share and whose logits are not asked for."""
-    ids, asked, mask = (named.get(k) for k in ("input_ids", "logits_to_keep", "attention_mask"))
-    if not isinstance(asked, Tensor) or ids is None or mask is None:
-        return 0
-    if len(ids) < 2 or ids.device.type != "cpu":
-        return 0
-    same = ((ids == ids[0]) & (mask == 1)).all(dim=0)
-    return min(int(same.long().cumprod(dim=0).sum()), int(asked.min()))
-
-
 class _OnlyWhereAsked:
-    """Hooks that run an MLP at some positions only; a wrapping module would rename its weights."""
+    """Runs an MLP at some positions only; a wrapping module would rename its weights."""
 
     def __init__(self, model: PreTrainedModel, mlp: nn.Module) -> None:
         self.columns: Tensor | slice = slice(None)
-        self.shape = torch.Size()
+        self.everywhere = mlp.forward
         model.register_forward_pre_hook(self.note, with_kwargs=True)
-        mlp.register_forward_pre_hook(self.select)
-        mlp.register_forward_hook(self.put_back)
+        mlp.forward = self.forward
 
-    def note(self, _model: nn.Module, _args: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def note(self, _model: nn.Module, _args: object, named: dict[str, Tensor | int]) -> None:
         """Store which logits the caller asks for: some columns, or the last few, or (0) all."""
         kept = named.get("logits_to_keep", 0)
         self.columns = kept if isinstance(kept, Tensor) else slice(-kept if kept else None, None)
 
-    def select(self, _mlp: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-        """Select the columns of the input: (B, T, width) to (B, columns, width)."""
-        self.shape = args[0].shape
-        return (args[0][:, self.columns].contiguous(),)
-
-    def put_back(self, _mlp: nn.Module, _args: tuple[Tensor], output: Tensor) -> Tensor:
-        """Put the output back in its columns, among zeros: (B, T, width)."""
-        result = output.new_zeros(self.shape)
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Compute the columns that are asked for among zeros: (B, T, width)."""
+        output: Tensor = self.everywhere(hidden[:, self.columns].contiguous())
+        result = output.new_zeros(hidden.shape)
         result[:, self.columns] = output
         return result

@@ -6,20 +6,12 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 
-from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
-from tokenizers import models as tokenizer_models
-from transformers import (
-    GPT2Config,
-    GPTNeoConfig,
-    PreTrainedConfig,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-    T5Config,
-)
+import tokenizers
+import transformers
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tgsent.config import TrialSpec
 from tgsent.errors import ConfigError
-from tgsent.modeling.family import family_of
 from tgsent.modeling.prompts import render_prompt, render_target
 from tgsent.records import Example
 
@@ -38,7 +30,7 @@ def architecture(model: str, model_type: str, positions: int) -> PreTrainedConfi
     texts of a training split.
     """
     if model_type == "gpt2":
-        return GPT2Config(
+        return transformers.GPT2Config(
             n_embd=128,
             n_layer=2,
             n_head=4,
@@ -50,7 +42,7 @@ def architecture(model: str, model_type: str, positions: int) -> PreTrainedConfi
             activation_function="gelu_pytorch_tanh",  # the same function, fused
         )
     if model_type == "gpt_neo":
-        return GPTNeoConfig(
+        return transformers.GPTNeoConfig(
             hidden_size=128,
             num_layers=2,
             num_heads=16,
@@ -60,7 +52,7 @@ def architecture(model: str, model_type: str, positions: int) -> PreTrainedConfi
             max_position_embeddings=positions,
         )
     if model_type == "t5":
-        return T5Config(
+        return transformers.T5Config(
             d_model=128,
             d_ff=256,
             num_layers=1,
@@ -84,39 +76,29 @@ def build(
         render_prompt(spec.prompt, example.text) + render_target(spec.prompt, example.label)
         for example in train
     ]
-    is_seq2seq = family_of(config).is_seq2seq
-    tokenizer = _train_unigram(texts) if is_seq2seq else _train_byte_level_bpe(texts)
+    train_tokenizer = _train_unigram if config.is_encoder_decoder else _train_byte_level_bpe
+    tokenizer = train_tokenizer(texts)
     config.vocab_size = len(tokenizer)
     config.bos_token_id = tokenizer.bos_token_id
     config.eos_token_id = tokenizer.eos_token_id
     config.pad_token_id = tokenizer.pad_token_id
-    if is_seq2seq:
+    if config.is_encoder_decoder:
         config.decoder_start_token_id = tokenizer.pad_token_id
     return config, tokenizer
 
 
-def _train_byte_level_bpe(texts: list[str]) -> PreTrainedTokenizerBase:
+def _train_byte_level_bpe(texts: list[str]) -> PreTrainedTokenizerFast:
     """Train a tokenizer of GPT-2's kind: byte-level BPE (Radford et al. 2019)."""
     end = "<|endoftext|>"
-    tokenizer = Tokenizer(tokenizer_models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=_BPE_VOCABULARY,
-            min_frequency=2,
-            special_tokens=[end],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
+    trained = tokenizers.ByteLevelBPETokenizer()
+    trained.train_from_iterator(texts, _BPE_VOCABULARY, special_tokens=[end], show_progress=False)
+    tokenizer = tokenizers.Tokenizer.from_str(trained.to_str())
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=end, eos_token=end, unk_token=end
     )
 
 
-def _train_unigram(texts: list[str]) -> PreTrainedTokenizerBase:
+def _train_unigram(texts: list[str]) -> PreTrainedTokenizerFast:
     """Train a tokenizer of T5's kind: a unigram model over pieces of words (Kudo 2018).
 
     The pieces are the most frequent substrings of words, weighted by their length, as at the start
@@ -124,9 +106,9 @@ def _train_unigram(texts: list[str]) -> PreTrainedTokenizerBase:
     libraries they lose frequent words that no longer word contains (` positive` becomes three
     pieces), and the result differs from run to run.
     """
-    normalizer = normalizers.NFKC()
-    splitter = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+    normalizer = tokenizers.normalizers.NFKC()
+    splitter = tokenizers.pre_tokenizers.Sequence(
+        [tokenizers.pre_tokenizers.WhitespaceSplit(), tokenizers.pre_tokenizers.Metaspace()]
     )
     words = Counter(
         word
@@ -148,12 +130,12 @@ def _train_unigram(texts: list[str]) -> PreTrainedTokenizerBase:
     pieces = [*characters, *frequent][:size]
     total = math.log(sum(counts[piece] for piece in pieces))
     scored = [(piece, math.log(counts[piece]) - total) for piece in pieces]
-    tokenizer = Tokenizer(tokenizer_models.Unigram([*special, *scored], unk_id=2))
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.Unigram([*special, *scored], unk_id=2))
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = splitter
-    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.decoder = tokenizers.decoders.Metaspace()
     # as in T5's tokenizer; tgsent's own encoding does not ask for special tokens
-    tokenizer.post_processor = processors.TemplateProcessing(
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
     )
     return PreTrainedTokenizerFast(

@@ -11,8 +11,7 @@ import torch
 
 from tgsent.config import TrainingConfig
 from tgsent.errors import UnavailableError
-from tgsent.modeling.batches import Counted
-from tgsent.modeling.family import Family
+from tgsent.modeling.batches import Counted, Family
 
 Precision = Literal["fp32", "bf16", "fp16"]
 

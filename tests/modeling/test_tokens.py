@@ -1,4 +1,4 @@
-"""What of the texts a tokenizer can tell the model."""
+"""How much of the texts a tokenizer passes on to the model."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tgsent.experiment.plan import plan_model
-from tgsent.modeling import legibility, loading
-from tgsent.modeling.legibility import Legibility
+from tgsent.modeling import loading
+from tgsent.modeling.tokens import Legibility, legibility
 from tgsent.records import Example, Split
 from tiny_models import FAMILIES, LABELS, Silent, examples, run_trial, tiny_model, tiny_spec
 
@@ -20,13 +20,13 @@ STRANGE = ("去起我们", "朋饭失望", "一起开心", "难过吃饭")
 def measured(model: str, texts: Sequence[str], max_tokens: int = 64) -> Legibility:
     spec = tiny_spec(model, training={"max_tokens": max_tokens})
     loaded = tiny_model(spec)
-    return legibility.measure(loaded, loading.prompt_encoder(loaded, spec), texts)
+    return legibility(loaded.tokenizer, loading.prompt_encoder(loaded, spec), texts)
 
 
 def test_texts_in_a_script_that_t5_has_never_seen() -> None:
     """A run of unknown characters is one token."""
     found = measured("t5", STRANGE)
-    assert found == Legibility("<unk>", tokens=8, unknown=4, merged=4, merged_into=1)
+    assert found == Legibility("<unk>", unknown_share=0.5, merged=4, merged_into=1)
     assert found.warnings == (
         "50 % of the texts' tokens are <unk>; 4 different texts become 1 token sequence",
     )
@@ -35,7 +35,7 @@ def test_texts_in_a_script_that_t5_has_never_seen() -> None:
 @pytest.mark.parametrize("model", ["gpt2", "gpt-neo"])
 def test_byte_level_tokenizers_know_every_text(model: str) -> None:
     found = measured(model, STRANGE)
-    assert (found.unknown, found.merged, found.warnings) == (0, 0, ())
+    assert (found.unknown_share, found.merged, found.warnings) == (0, 0, ())
 
 
 @pytest.mark.parametrize("model", FAMILIES)
@@ -55,10 +55,9 @@ def test_equal_texts_and_white_space_make_no_different_texts(model: str) -> None
 
 
 def test_few_unknown_tokens_are_no_reason_to_warn() -> None:
-    found = Legibility("<unk>", tokens=100, unknown=5, merged=0, merged_into=0)
-    assert found.warnings == ()
-    assert Legibility("<unk>", 100, 6, 0, 0).warnings == ("6 % of the texts' tokens are <unk>",)
-    assert Legibility("<unk>", 0, 0, 1200, 2).warnings == (
+    assert Legibility("<unk>", 0.05, 0, 0).warnings == ()
+    assert Legibility("<unk>", 0.06, 0, 0).warnings == ("6 % of the texts' tokens are <unk>",)
+    assert Legibility("<unk>", 0.0, 1200, 2).warnings == (
         "1,200 different texts become 2 token sequences",
     )
 

@@ -19,7 +19,7 @@ from tgsent.data.splits import TrialSplits
 from tgsent.errors import RunFolderError, UnavailableError
 from tgsent.experiment import execute, predict
 from tgsent.experiment.execute import RunContext
-from tgsent.modeling import loading, weights
+from tgsent.modeling import hub, loading
 from tgsent.progress import Quiet
 from tgsent.runs import stored
 from tgsent.training.checkpoint import Checkpoints
@@ -74,7 +74,7 @@ def metrics_of(config: RunConfig, name: str = "mine", trial: int = 1) -> dict[st
 
 
 def signed(spec: TrialSpec) -> str:
-    return weights.recorded([spec], Quiet())[0].weights
+    return hub.with_hashes([spec], Quiet())[0].weights
 
 
 def pretrained(model: Path | str) -> TrialSpec:
@@ -135,7 +135,7 @@ def test_what_starts_from_no_local_weights_stays_as_it_is(model: Path, tmp_path:
         tiny_spec(str(model), training={"init": "random"}),
         tiny_spec(str(model)),
     ]
-    found = weights.recorded(specs, Quiet())
+    found = hub.with_hashes(specs, Quiet())
     assert found == specs
     assert [spec.fingerprint for spec in found] == [spec.fingerprint for spec in specs]
 
@@ -313,7 +313,7 @@ def test_a_checkpoint_of_other_weights_is_another(model: Path, tmp_path: Path) -
     (split,) = TrialSplits(dataset, config)
 
     def identity() -> dict[str, str]:
-        (spec,) = weights.recorded(config.trial_specs(dataset.labels), Quiet())
+        (spec,) = hub.with_hashes(config.trial_specs(dataset.labels), Quiet())
         found = checkpoints(spec, split, None, tmp_path)
         assert isinstance(found, Checkpoints)
         return found.identity
