@@ -85,7 +85,7 @@ def measure(model_name: str, wanted: list[str], steps: int) -> list[float]:
     import torch
 
     from tgsent.modeling import loading
-    from tgsent.modeling.batches import Batch, token_losses
+    from tgsent.modeling.family import Batch, token_losses
     from tgsent.training import loop
 
     torch.manual_seed(1)

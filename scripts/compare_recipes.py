@@ -33,7 +33,7 @@ from tgsent.data.dataset import load_dataset
 from tgsent.data.splits import TrialSplits
 from tgsent.evaluation import metrics
 from tgsent.modeling import loading, tiny
-from tgsent.modeling.batches import IGNORE
+from tgsent.modeling.family import IGNORE
 from tgsent.modeling.prompts import parse
 from tgsent.progress import Quiet
 from tgsent.records import Encoded, Prediction, Split

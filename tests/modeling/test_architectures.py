@@ -18,7 +18,7 @@ from tgsent.config import EvaluationConfig, TrialSpec
 from tgsent.errors import ConfigError, UnavailableError
 from tgsent.evaluation.generate import classify
 from tgsent.modeling import causal, loading
-from tgsent.modeling.batches import IGNORE, token_losses
+from tgsent.modeling.family import IGNORE, token_losses
 from tgsent.modeling.loading import LoadedModel
 from tgsent.modeling.prompts import PromptEncoder
 from tgsent.records import Split

@@ -13,7 +13,7 @@ from tgsent.config import PromptConfig, TrainingConfig
 from tgsent.config.aliases import ALIASES
 from tgsent.errors import ConfigError, UnavailableError
 from tgsent.modeling import causal, loading, seq2seq
-from tgsent.modeling.batches import token_losses
+from tgsent.modeling.family import token_losses
 from tgsent.modeling.loading import LoadedModel
 from tgsent.records import Example
 from tiny_models import FAMILIES, LABELS, check, encode, examples, tiny_model, tiny_spec

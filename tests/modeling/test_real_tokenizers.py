@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from conftest import ROOT
 from tgsent.config import PromptConfig
 from tgsent.modeling import causal, loading, seq2seq
-from tgsent.modeling.batches import SpecialIds
+from tgsent.modeling.family import SpecialIds
 from tgsent.modeling.loading import LoadedModel
 from tgsent.modeling.prompts import PromptEncoder
 from tgsent.modeling.tokens import special_ids

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from tgsent.modeling import seq2seq
-from tgsent.modeling.batches import IGNORE, SpecialIds, token_losses
+from tgsent.modeling.family import IGNORE, SpecialIds, token_losses
 from tgsent.modeling.loading import LoadedModel
 from tgsent.records import Encoded
 from tiny_models import encode, examples, tiny_model, tiny_spec

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from tgsent.modeling import causal, seq2seq, speedups
-from tgsent.modeling.batches import SpecialIds, token_losses
+from tgsent.modeling.family import SpecialIds, token_losses
 from tgsent.records import Encoded
 from tgsent.training import adapters
 from tiny_models import tiny_spec

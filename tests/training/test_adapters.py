@@ -16,7 +16,7 @@ from tgsent.config import LoraConfig, RunConfig, TrainingConfig
 from tgsent.data import dataset, splits
 from tgsent.errors import ConfigError, UnavailableError
 from tgsent.modeling import loading, speedups, tiny
-from tgsent.modeling.batches import token_losses
+from tgsent.modeling.family import token_losses
 from tgsent.records import Example, Split
 from tgsent.training import adapters
 from tiny_models import (

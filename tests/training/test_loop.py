@@ -17,7 +17,7 @@ from transformers import get_linear_schedule_with_warmup
 from tgsent.config import TrainingConfig
 from tgsent.errors import TrialError
 from tgsent.modeling import causal, loading
-from tgsent.modeling.batches import Batch
+from tgsent.modeling.family import Batch
 from tgsent.modeling.loading import LoadedModel
 from tgsent.records import Encoded
 from tgsent.training import loop

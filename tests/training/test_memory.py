@@ -18,7 +18,7 @@ from tgsent.config import TrainingConfig
 from tgsent.errors import ConfigError, TrialError
 from tgsent.files import show_size
 from tgsent.modeling import loading
-from tgsent.modeling.batches import token_losses
+from tgsent.modeling.family import token_losses
 from tgsent.records import Split
 from tgsent.training import adapters, loop, memory
 from tiny_models import FAMILIES, Silent, encode, examples, run_trial, tiny_model, tiny_spec

@@ -10,7 +10,7 @@ import torch
 from tgsent.config import TrainingConfig
 from tgsent.errors import UnavailableError
 from tgsent.modeling import causal, seq2seq
-from tgsent.modeling.batches import Family
+from tgsent.modeling.family import Family
 from tgsent.training import recipe
 from tgsent.training.recipe import Recipe
 

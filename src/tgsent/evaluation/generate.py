@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tgsent.config import TrialSpec
-from tgsent.modeling.batches import Batch, log_likelihood
+from tgsent.modeling.family import Batch, log_likelihood
 from tgsent.modeling.loading import LoadedModel
 from tgsent.modeling.prompts import PromptEncoder, parse, render_target
 from tgsent.records import Example, Prediction, Progress

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from tgsent.modeling.batches import IGNORE, Batch, Counted, SpecialIds, cached, inputs, pad
+from tgsent.modeling.family import IGNORE, Batch, Counted, SpecialIds, cached, inputs, pad
 from tgsent.records import Encoded
 
 is_seq2seq: bool = False

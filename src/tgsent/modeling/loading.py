@@ -17,7 +17,7 @@ from tgsent.config import TrialSpec
 from tgsent.config.aliases import ALIASES, alias_of
 from tgsent.errors import ConfigError, TgsentError, UnavailableError, reason
 from tgsent.modeling import causal, chat, hub, seq2seq, tiny
-from tgsent.modeling.batches import Family, SpecialIds
+from tgsent.modeling.family import Family, SpecialIds
 from tgsent.modeling.prompts import PromptEncoder, parse
 from tgsent.modeling.tokens import special_ids
 from tgsent.records import Example

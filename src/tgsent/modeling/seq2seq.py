@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
-from tgsent.modeling.batches import IGNORE, Batch, Counted, SpecialIds, cached, inputs, pad
+from tgsent.modeling.family import IGNORE, Batch, Counted, SpecialIds, cached, inputs, pad
 from tgsent.records import Encoded
 
 is_seq2seq: bool = True

@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 from transformers.activations import NewGELUActivation
 
-from tgsent.modeling.batches import cached
+from tgsent.modeling.family import cached
 
 _LAST_MLP = {"gpt2": "transformer.h.{}.mlp", "gpt_neo": "transformer.h.{}.mlp"}
 """The MLP of the last block, which works on each position separately, by tested architecture."""

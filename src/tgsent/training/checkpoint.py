@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tgsent import files
-from tgsent.modeling.batches import Batch
+from tgsent.modeling.family import Batch
 from tgsent.records import Encoded, LogRow, Progress
 from tgsent.training import distributed
 from tgsent.training.recipe import Recipe

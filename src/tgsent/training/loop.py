@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState
 
 from tgsent.config import TrainingConfig
 from tgsent.errors import DivergedError, StoppedError
-from tgsent.modeling.batches import IGNORE, token_losses
+from tgsent.modeling.family import IGNORE, token_losses
 from tgsent.modeling.loading import LoadedModel
 from tgsent.records import Encoded, Progress
 from tgsent.training import distributed, interrupts, memory

@@ -11,7 +11,7 @@ import torch
 
 from tgsent.config import TrainingConfig
 from tgsent.errors import UnavailableError
-from tgsent.modeling.batches import Counted, Family
+from tgsent.modeling.family import Counted, Family
 
 Precision = Literal["fp32", "bf16", "fp16"]
 

@@ -1,4 +1,4 @@
-"""Batches of token ids, what a model's logits say about them, and the families of models."""
+"""What the families of models have in common: their protocol, batches, and what logits say."""
 
 from __future__ import annotations
 
