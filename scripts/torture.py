@@ -37,8 +37,8 @@ from torture_runs import Tally
 TRIALS, GROWTH = 50, 1.05
 # how many cases each part has: in full, in the short form, in the tests of every commit
 CASES: dict[str, tuple[int | None, int, int]] = {
-    "kills": (400, 30, 6), "writes": (None, 10, 4), "full": (None, 8, 3), "disk": (60, 6, 2),
-    "configs": (50_000, 2_000, 300), "data": (20_000, 1_000, 150), "memory": (TRIALS, TRIALS, 15),
+    "kills": (400, 30, 4), "writes": (None, 10, 3), "full": (None, 8, 2), "disk": (60, 6, 1),
+    "configs": (50_000, 2_000, 150), "data": (20_000, 1_000, 75), "memory": (TRIALS, TRIALS, 8),
 }  # fmt: skip
 FORMS = ("full", "short", "brief")
 

@@ -95,7 +95,7 @@ def prepare_runs(commands, folder):
     from tgsent.experiment import execute, sweep
 
     def prepare(*args):
-        execute.prepare(*args)
+        execute.PendingRun(*args)
         raise SystemExit
 
     execute.run = sweep.run = prepare

@@ -18,7 +18,7 @@ from tgsent.terminal import printable
 WIDTH = 420
 """In units of the drawing: a phone shows them a little smaller than its pixels, so that texts of 13
 stay legible."""
-_HEIGHT, _LEFT, _GUTTER, _MARGIN, _LINE = 200, 44, 62, 12, 20
+_HEIGHT, _LEFT, _GUTTER, _MARGIN, _LINE = 200, 44, 62, 16, 20
 
 
 @dataclass(frozen=True)
