@@ -38,7 +38,7 @@ TRIALS, GROWTH = 50, 1.05
 # how many cases each part has: in full, in the short form, in the tests of every commit
 CASES: dict[str, tuple[int | None, int, int]] = {
     "kills": (400, 30, 4), "writes": (None, 10, 3), "full": (None, 8, 2), "disk": (60, 6, 1),
-    "configs": (50_000, 2_000, 150), "data": (20_000, 1_000, 75), "memory": (TRIALS, TRIALS, 8),
+    "configs": (50_000, 2_000, 150), "data": (20_000, 1_000, 75), "memory": (TRIALS, TRIALS, 15),
 }  # fmt: skip
 FORMS = ("full", "short", "brief")
 

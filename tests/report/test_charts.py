@@ -79,7 +79,7 @@ def test_curves_begin_and_end_at_their_points() -> None:
     assert (first.get("class"), second.get("class")) == ("s1", "s1")  # six colours, then again
     (_, y1), (x2, y2) = (map(float, p.split(",")) for p in (first.get("points") or "").split())
     assert y1 < y2  # a higher loss is higher up, which is a lower number
-    assert x2 == pytest.approx(WIDTH - 12, abs=0.1)
+    assert x2 == pytest.approx(WIDTH - 16, abs=0.1)
     assert {"step", "loss"} <= set(words(drawing))
 
 
