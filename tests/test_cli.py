@@ -390,13 +390,13 @@ def test_an_interrupted_run_goes_on_in_the_middle_of_a_trial(
     assert (done.returncode, done.stdout) == (130, "")
     assert time.monotonic() - started < 10
     *progress, last = done.stderr.splitlines()
-    told = "tgsent: interrupted: gpt2 trial 1 after step (\\d+) of 200; the same command goes on"
-    found = re.fullmatch(f"{told} from there", last)
+    told = "tgsent: interrupted: gpt2 trial 1 after step (\\d+) of 200; run the same command again"
+    found = re.fullmatch(f"{told} to resume", last)
     assert found, last
     assert all(line.startswith("gpt2 trial 1: epoch ") for line in progress)
     again = cli(*command)
     assert again.returncode == 0, again.stderr
-    assert again.stderr.splitlines()[0] == f"gpt2 trial 1: goes on after step {found[1]} of 200"
+    assert again.stderr.splitlines()[0] == f"gpt2 trial 1: resumes after step {found[1]} of 200"
     assert not list((tmp_path / "runs").rglob("checkpoint"))
 
 

@@ -116,8 +116,9 @@ def test_commands_shown_are_accepted(tmp_path):
     assert len(commands) >= 20
     prepared = []
     for command in commands:
-        size = "data.sample_size=60" if "TWEETS" in command or "data.path" not in command else ""
-        path = "" if "data.path" in command else "data.path=sample"
+        has_data = " -d " in command
+        size = "data.sample_size=60" if "TWEETS" in command or not has_data else ""
+        path = "" if has_data else "data.path=sample"
         changed = ["training.init=tiny", *filter(None, (size, path))]
         lacking = re.search("article|simplet5", command) and simplet5_problem()
         arguments = shlex.split(command) + [part for s in changed for part in ("--set", s)]

@@ -62,7 +62,7 @@ def test_a_full_disk_is_told_with_path_and_space(
         f"{path}: cannot be written: {os.strerror(number)}; it needs 3.0 MB and "
     )
     assert first.endswith(" are left there")
-    assert second.endswith("make room, and the same command does the rest")
+    assert second.endswith("free some space, then run the same command again to resume")
     assert (path.read_text(), names(tmp_path)) == ("old", ["a.json"])
 
 

@@ -1,4 +1,4 @@
-"""The command line: the only place that prints and exits."""
+"""The commands: read the command line, print results and errors, return the exit code."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ Examples:
     three tiny models on made-up tweets: no download, a minute or so
   tgsent run --model gpt2 --trials 3
     fine-tune GPT-2 on Sentiment140, three trials
-  tgsent run -m t5 --set data.path=reviews.csv --set data.sample_size=null
+  tgsent run -m t5 -d reviews.csv --set data.sample_size=null
     your own texts: a CSV file with the columns text and label
   tgsent run -m gpt2 -m ./my-model --set training.epochs=2 --dry-run
-    what would be done, and how much work it is
+    show the plan, with time and memory
 
 \b
 Exit codes:
@@ -71,6 +71,9 @@ Models = Annotated[list[str] | None, Option(
     help="gpt2, gpt-neo, t5, a Hub id, a folder with a model or a .gguf file; repeat for more."
     " Replaces the config's list.")]
 Trials = Annotated[int | None, Option("-n", "--trials", metavar="N", help="Number of trials.")]
+Data = Annotated[str | None, Option(
+    "-d", "--data", metavar="DATA",
+    help="A file of labelled texts, sentiment140 or sample: the same as --set data.path=DATA.")]
 OutputDir = Annotated[str | None, Option(
     "-o", "--output", metavar="DIR", help="Folder of the run folders.")]
 Overrides = Annotated[list[str] | None, Option(
@@ -97,16 +100,17 @@ TextFile = Annotated[typer.FileBinaryRead | None, Option(
     "--file", metavar="FILE|-",
     help="A file with a text on each line, or .csv, .tsv or .jsonl; - is standard input.")]
 Column = Annotated[str | None, Option(
-    "--column", metavar="NAME", help="Column of FILE with the texts: text.")]
+    "--column", metavar="NAME", help="Column of FILE with the texts (default: text).")]
 KeptModel = Annotated[str | None, Option(
-    "--model", metavar="NAME", help="Row of the table; else the best one kept.")]
+    "--model", metavar="NAME",
+    help="Model to use, as named in the table (default: the best one kept).")]
 KeptTrial = Annotated[int | None, Option(
-    "--trial", metavar="K", help="Trial; else the first one kept.")]
+    "--trial", metavar="K", help="Trial to use (default: the first one kept).")]
 OutputFormat = Annotated[Format | None, Option(
-    "--format", help="Of the output; else that of FILE's ending, and a table without FILE.")]
+    "--format", help="Output format (default: from the ending of FILE; without FILE, a table).")]
 OutputFile = Annotated[Path | None, Option("-o", metavar="FILE", help="Write to a file.")]
 Rebuild = Annotated[bool, Option(
-    "--fresh", help="Make it anew, even where it is there and works.")]
+    "--fresh", help="Rebuild the environment, even if it works.")]
 Version = Annotated[bool, Option("--version", help="Show the version.")]
 # fmt: on
 
@@ -129,6 +133,7 @@ def run(
     config: Config = "default",
     model: Models = None,
     trials: Trials = None,
+    data: Data = None,
     output: OutputDir = None,
     overrides: Overrides = None,
     only: Only = None,
@@ -140,14 +145,14 @@ def run(
 ) -> None:
     """Fine-tune and score models on the same splits.
 
-    The same command again goes on where the last one stopped.
+    Run the same command again to resume.
     """
     from tgsent.config import load
 
     if only and fresh:
         raise ConfigError("--only adds to a run folder, and --fresh starts one over: choose one")
     settings = load(
-        config, models=model or (), trials=trials, output_dir=output, engine=engine,
+        config, models=model or (), trials=trials, data=data, output_dir=output, engine=engine,
         overrides=overrides or (),
     )  # fmt: skip
     progress = _progress(quiet=quiet)
@@ -273,10 +278,10 @@ def report(run_dirs: RunDirs, form: OutputFormat = None, output: OutputFile = No
 
 @app.command()
 def setup_simplet5(fresh: Rebuild = False) -> None:
-    """Make the environment of the package SimpleT5.
+    """Create the environment of the package SimpleT5.
 
-    training.backend: simplet5 needs it, as the package needs an older transformers than tgsent.
-    Where the environment is there, it is checked, and made anew if it is broken.
+    training.backend: simplet5 needs it, because the package needs an older transformers than
+    tgsent. An existing environment is checked, and rebuilt if it is broken.
     """
     from tgsent.backends.simplet5.environment import set_up
 
@@ -327,7 +332,7 @@ def _print_plan(
 
 
 def _progress(*, quiet: bool) -> Progress:
-    """Return the progress on stderr; keep the output of libraries off it, unless it is wanted."""
+    """Return the progress display on stderr; silence the libraries, unless variables are set."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -350,7 +355,7 @@ def main() -> None:
     with interrupts.handled():
         code = _run_app()
     if code == StoppedError.exit_code and distributed.is_main() and "--fresh" in sys.argv:
-        _complain("leave out --fresh to go on, if the old results have been moved aside")
+        _complain("to resume, leave out --fresh if the old results have been moved aside")
     sys.exit(code)
 
 
@@ -364,7 +369,7 @@ def _run_app() -> int:
     # Typer may already have turned Ctrl-C into the exit code
     if code == StoppedError.exit_code and distributed.is_main():
         is_run = "run" in sys.argv[1:2]  # no other command keeps anything
-        _complain(f"interrupted{f'; {interrupts.GOING_ON}' if is_run else ''}")
+        _complain(f"interrupted{f'; {interrupts.RESUME}' if is_run else ''}")
     return code
 
 

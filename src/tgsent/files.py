@@ -72,10 +72,10 @@ def to_json(value: object) -> str:
 
 
 def json_line(value: object, indent: int | None = None) -> str:
-    """Write a value as JSON, in one line unless indented, which is YAML as well.
+    """Write a value as JSON, in one line unless indented; the result is valid YAML.
 
-    Characters that a terminal would obey are escaped, which changes nothing for a program. Raises
-    ValueError for NaN, which JSON does not have.
+    Control characters are escaped; the value stays the same. Raises ValueError for NaN, which JSON
+    does not have.
     """
     text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     return re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text)
@@ -116,7 +116,7 @@ def storage_errors(path: Path, size: int | None = None) -> Iterator[None]:
             needed = f"it needs {show_size(size)} and " if size else ""
             message += (
                 f"; {needed}{show_size(shutil.disk_usage(folder).free)} are left there\n"
-                "what was finished is kept: make room, and the same command does the rest"
+                "finished work is kept; free some space, then run the same command again to resume"
             )
         raise StorageError(message) from error
 

@@ -1,4 +1,4 @@
-"""The records that travel between the modules; all of them are frozen and can be pickled."""
+"""The frozen records that travel between the modules, and the protocols of splits and progress."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a backend says of a trial that is in its metrics, too."""
+    """Measurements of a trial that a backend returns and `metrics.json` records."""
 
     steps: int
     learning_rate: float

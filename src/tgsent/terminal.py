@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 
-# control characters but tab and line feed; what turns the direction of writing, which can make a
-# text read as another; halves of characters, which no terminal can be sent
+# control characters except tab and line feed; bidirectional controls, which can disguise a text;
+# lone surrogates, which cannot be encoded
 _OBEYED = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
@@ -15,7 +15,7 @@ _LONGEST = 1_000
 
 
 def printable(text: str) -> str:
-    r"""Write as escapes, such as `\x1b`, what a terminal would obey instead of showing it."""
+    r"""Escape the characters that a terminal would interpret, as in `\x1b`."""
     return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 

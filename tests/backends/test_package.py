@@ -298,7 +298,7 @@ def test_only_t5_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     check(spec_for())
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     spec = tiny_spec(str(tmp_path), training={"backend": "simplet5", "init": "pretrained"})
-    with pytest.raises(ConfigError, match=r'SimpleT5 trains T5, and .* of the kind "gpt2"'):
+    with pytest.raises(ConfigError, match=r'SimpleT5 trains T5, and .* of type "gpt2"'):
         check(spec)
 
 

@@ -372,7 +372,7 @@ def test_a_folder_and_a_file_that_is_no_text_are_no_configs(tmp_path: Path) -> N
         (("engine.kind=ray", "training.device=cuda"), "of cuda needs `gpus_per_trial`"),
         (("engine.kind=rya",), "must be 'local' or 'ray', not 'rya'"),
         (("engine.cpus_per_trial=0",), "must be greater than or equal to 1"),
-        (("prompt.words={a: b, c: bc}",), "give them other words"),
+        (("prompt.words={a: b, c: bc}",), "is the beginning of"),
         (("function-x[y]=1",), "unknown key"),
     ],
 )
@@ -507,7 +507,8 @@ def test_models_of_the_command_line_are_blamed_for_their_mistakes() -> None:
 
 
 def test_trials_and_output_of_the_command_line() -> None:
-    config = load("smoke", trials=5, output_dir="out")
+    config = load("smoke", trials=5, data="a: b.csv", output_dir="out")
+    assert config.data.path == "a: b.csv"  # no YAML, unlike the value of --set
     assert config.trials == 5
     assert config.folder == Path("out/smoke")
     assert "trials (--trials): must be greater" in refusal("smoke", trials=0)[1]

@@ -185,7 +185,7 @@ def check_refused(message: str, folder: Path) -> None:
 
 def test_a_wrong_checksum(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TGSENT_SENTIMENT140_MD5")
-    check_refused("is not MD5 1647eb110dd2492512e27b9a70d5d1bc", tmp_path)
+    check_refused("does not have the MD5 checksum 1647eb110dd2492512e27b9a70d5d1bc", tmp_path)
     assert server.requests == 1
 
 

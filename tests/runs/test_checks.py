@@ -121,5 +121,7 @@ def test_results_of_other_data_are_not_mixed_with_new_ones(tmp_path: Path) -> No
     with pytest.raises(RunFolderError, match=r"was bbbbbbbbbbbb\.\.\. and is now aaaaaaaaaaaa"):
         check_same_data(folder.path, "a" * 64)
     folder.write("manifest.json", "{")
-    with pytest.raises(RunFolderError, match=r"manifest\.json: is not as a run wrote it; --fresh"):
+    with pytest.raises(
+        RunFolderError, match=r"manifest\.json: is damaged, or was not written by tgsent; --fresh"
+    ):
         check_same_data(folder.path, "b" * 64)

@@ -79,11 +79,15 @@ def test_reasons_of_failures_are_kept_until_the_trial_is_finished(copy: Path) ->
     ("name", "content", "message"),
     [
         ("manifest.json", None, "is not a run folder: it has no manifest.json"),
-        ("manifest.json", "{", "manifest.json: is not as a run wrote it"),
-        ("manifest.json", "[]", "manifest.json: is not as a run wrote it"),
+        ("manifest.json", "{", "manifest.json: is damaged, or was not written"),
+        ("manifest.json", "[]", "manifest.json: is damaged, or was not written"),
         ("config.yaml", None, "is not a run folder: it has no config.yaml"),
-        ("manifest.json", "{}", "manifest.json: is not as a run wrote it"),
-        ("manifest.json", '{"data": {}}', "manifest.json: is not as a run wrote it"),
+        ("manifest.json", "{}", "manifest.json: is damaged, or was not written"),
+        (
+            "manifest.json",
+            '{"data": {}}',
+            "manifest.json: is damaged, or was not written",
+        ),
     ],
 )
 def test_what_is_no_run_folder_is_refused(

@@ -39,7 +39,7 @@ def test_what_a_trial_does_not_have_has_no_key() -> None:
 
 @pytest.mark.parametrize("values", [None, [], {}, {"model": "gpt2"}])
 def test_what_is_no_record_is_refused(values: object, tmp_path: Path) -> None:
-    with pytest.raises(UnusableError, match=r"metrics\.json: is not as a run wrote it"):
+    with pytest.raises(UnusableError, match=r"metrics\.json: is damaged, or was not written"):
         read(values, tmp_path)
 
 

@@ -75,7 +75,7 @@ def test_a_training_that_was_stopped_ends_like_one_that_was_not(
             Trial(model).train(tmp_path, minutes=60)
     resumed = Trial(model)
     trained = resumed.train(tmp_path)
-    assert resumed.progress.lines[0] == f"a trial: goes on after step {step} of 6"
+    assert resumed.progress.lines[0] == f"a trial: resumes after step {step} of 6"
     assert (trained.log, trained.step) == (plain.log, 6)
     assert all(torch.equal(resumed.weights[name], p) for name, p in whole.weights.items())
 
@@ -188,7 +188,7 @@ def test_a_checkpoint_that_cannot_be_used_gives_way_to_the_one_before(
     resumed.train(tmp_path)
     told, going_on = resumed.progress.lines[:2]
     assert told.startswith(f"{newest}: this checkpoint cannot be used: ")
-    assert going_on == "a trial: goes on after step 4 of 6"
+    assert going_on == "a trial: resumes after step 4 of 6"
     assert all(torch.equal(resumed.weights[name], p) for name, p in whole.weights.items())
 
 

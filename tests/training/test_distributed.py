@@ -137,7 +137,7 @@ def test_a_process_that_dies_ends_the_run_and_any_number_goes_on(place: Path, ra
     code, _, told = ends(processes)[1 - rank]
     assert code == 1
     assert "another of the 2 processes has ended" in told
-    assert "goes on from the last checkpoint" in told
+    assert "resume from the last checkpoint" in told
     assert "Traceback" not in told
     if rank:
         again = alone(place, *LONG)
@@ -145,7 +145,7 @@ def test_a_process_that_dies_ends_the_run_and_any_number_goes_on(place: Path, ra
     else:
         code, _, told = ends(together(place, *LONG))[0]
     assert code == 0, told
-    assert "goes on after step " in told
+    assert "resumes after step " in told
     assert alone(place, *LONG, "--set", "name=whole").returncode == 0
     assert losses(place / "runs/default") == pytest.approx(losses(place / "runs/whole"), rel=0.02)
 
@@ -156,7 +156,7 @@ def test_a_signal_to_one_stops_all_with_a_checkpoint(place: Path) -> None:
     processes[1].send(signal.SIGTERM)
     main, other = ends(processes)
     assert (main[0], other[0]) == (130, 130)
-    assert "the same command goes on from there" in main[2]
+    assert "run the same command again to resume" in main[2]
     assert other[2] == ""
 
 

@@ -46,7 +46,7 @@ with interrupts.handled(), interrupts.deferred():
 """)
     assert done.stdout == "False\nTrue\n", done.stderr
     assert done.returncode == 130
-    assert done.stderr.startswith("tgsent: interrupted; what was finished is kept")
+    assert done.stderr.startswith("tgsent: interrupted; finished work is kept")
 
 
 def test_a_signal_that_nobody_asked_for_is_not_lost() -> None:
@@ -93,5 +93,5 @@ with interrupts.handled(), interrupts.deferred():
     assert done.returncode == 130
     assert time.monotonic() - started < 20
     assert done.stderr == (
-        "tgsent: interrupted; what was finished is kept, and the same command does the rest\n"
+        "tgsent: interrupted; finished work is kept; run the same command again to resume\n"
     )

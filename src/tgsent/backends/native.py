@@ -17,7 +17,7 @@ from tgsent.evaluation import metrics
 from tgsent.evaluation.generate import classify, label_prior
 from tgsent.modeling import loading, speedups, tiny
 from tgsent.modeling.loading import LoadedModel
-from tgsent.modeling.prompts import PromptEncoder, choose_shots
+from tgsent.modeling.prompts import PromptEncoder, choose_shots, without_shots
 from tgsent.modeling.tokens import legibility
 from tgsent.records import Encoded, Example, Outcome, Progress, Split
 from tgsent.training import adapters, loop, memory, trackers
@@ -144,15 +144,12 @@ def illegible(loaded: LoadedModel, encoder: PromptEncoder, split: Split) -> tupl
 def _prepare(
     spec: TrialSpec, split: Split, progress: Progress
 ) -> tuple[LoadedModel, tuple[Example, ...], PromptEncoder, Sequence[Encoded]]:
-    """Load the model; return it, the worked examples, the encoder and the encoded training texts.
-
-    Every prompt shows the worked examples with their labels, so they are not trained on.
-    """
+    """Load the model; return it, the worked examples, the encoder, and the encoded texts."""
     loaded = load(spec, split, progress)
     speedups.apply(loaded.model)
     shots = choose_shots(split.train, spec)
     encoder = loading.prompt_encoder(loaded, spec, shots)
-    remaining = [example for example in split.train if example not in shots]
+    remaining = without_shots(split.train, shots)
     if not remaining:
         raise TrialError(
             f"prompt.shots: {spec.prompt.shots} leaves none of {len(split.train)} training texts"

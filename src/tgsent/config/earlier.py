@@ -1,8 +1,8 @@
-"""Keys that configs of earlier versions lack, and what those versions did."""
+"""Keys that were added to the config later, with values that keep the old behaviour."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from tgsent.config.yaml_source import Path
 
@@ -12,14 +12,14 @@ _LATER_KEYS: dict[tuple[str, ...], object] = {
     ("training", "lora", "target"): "attention",
     ("evaluation", "calibration"): "none",
 }
-"""Each with the value that does what versions without the key did."""
+"""Keys added later, each with the value that keeps the old behaviour."""
 
 _LORA = {"r": 4, "alpha": 32, "dropout": 0.1, "target": "attention"}
 """The adapters of a model whose own settings named only some of these."""
 
 
 def leave_out(settings: Mapping[str, object]) -> None:
-    """Remove, in place, the keys that do what versions without them did.
+    """Remove, in place, later keys whose value keeps the old behaviour.
 
     Such keys are in no fingerprint or signature, so that old trials keep theirs.
     """
@@ -30,30 +30,21 @@ def leave_out(settings: Mapping[str, object]) -> None:
 
 
 def lacking(stored: Mapping[str, object]) -> dict[Path, object]:
-    """Return the keys that a stored config lacks, each with the value that does what was done."""
-    return {path: value for _, path, value in _gaps(stored)}
-
-
-def fill(stored: Mapping[str, object]) -> None:
-    """Add, in place, what a stored config lacks."""
-    for holder, path, value in list(_gaps(stored)):
-        holder[path[-1]] = value
-
-
-def _gaps(stored: Mapping[str, object]) -> Iterator[tuple[dict[object, object], Path, object]]:
-    """Yield the mapping that lacks a key, the path of the key and its value."""
+    """Return the keys that a stored config lacks, each with the value that keeps its behaviour."""
+    found: dict[Path, object] = {}
     for path, value in _LATER_KEYS.items():
         holder = _at(stored, path[:-1])
         if isinstance(holder, dict) and path[-1] not in holder:
-            yield holder, path, value
+            found[path] = value
     prompt, models = stored.get("prompt"), stored.get("models")
     if (isinstance(prompt, dict) and "template" in prompt) or not isinstance(models, list):
-        return  # in this version, defaults fill what a model's settings leave out
+        return found  # in this version, defaults fill what a model's settings leave out
     for index, item in enumerate(models):
         lora = _at(item, ("training", "lora"))
         if isinstance(lora, dict) and "target" not in lora:
-            for key in _LORA.keys() - lora.keys():
-                yield lora, ("models", index, "training", "lora", key), _LORA[key]
+            place = ("models", index, "training", "lora")
+            found |= {(*place, key): _LORA[key] for key in _LORA.keys() - lora.keys()}
+    return found
 
 
 def _at(values: object, path: tuple[str, ...]) -> object:

@@ -32,6 +32,7 @@ def load(
     *,
     models: Sequence[str] = (),
     trials: int | None = None,
+    data: str | None = None,
     output_dir: str | None = None,
     engine: str | None = None,
     overrides: Sequence[str] = (),
@@ -47,6 +48,7 @@ def load(
     values: object = {"name": stem, "models": list(DEFAULT_MODELS), **source.value}
     changes = [
         _Change("--trials", ("trials",), trials),
+        _Change("--data", ("data", "path"), data),
         _Change("--output", ("output", "dir"), output_dir),
         _Change("--engine", ("engine", "kind"), engine),
     ]

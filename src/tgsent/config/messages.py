@@ -21,7 +21,7 @@ _MESSAGES = {
     "too_short": "must name at least one",
     "tuple_type": "must be a list",
 }
-"""Of pydantic's own messages, those that are about Python."""
+"""Replacements, by error type, for pydantic's messages that use Python's terms."""
 
 
 class Mistake(NamedTuple):

@@ -72,8 +72,8 @@ def with_key(values: object, path: Sequence[str | int], value: object, *above: s
 
 
 def _merge(values: object, changes: object) -> object:
-    """Change values, those of a mapping within the mapping key by key."""
-    # one YAML alias, used twice, may hold itself
+    """Return `values` updated with `changes`; nested mappings are merged key by key."""
+    # a YAML alias may contain itself
     if values is changes or not (isinstance(values, Mapping) and isinstance(changes, Mapping)):
         return changes
     return {**values, **{key: _merge(values.get(key), new) for key, new in changes.items()}}
@@ -137,7 +137,7 @@ class ModelConfig(Section):
 
 
 class SweepRange(Section):
-    """Numbers to draw from. If both ends are integers, so are the numbers, and a grid takes all."""
+    """A range of numbers. Between integers only integers are drawn, and a grid uses all of them."""
 
     low: Annotated[float | int, ONE_OF]
     """Smallest."""
@@ -177,13 +177,13 @@ class SweepConfig(Section):
     """What varies: dotted keys of `prompt`, `training` and `evaluation`, or `model`, each with a
     list of values or a range `{low: 1.0e-5, high: 1.0e-3, log: true}`."""
     method: Literal["grid", "random", "tpe"] = "grid"
-    """`grid`: every combination; `random`: combinations drawn at random; `tpe`: each drawn by what
-    the ones before it scored (Optuna's tree-structured Parzen estimator; needs
+    """`grid`: every combination; `random`: combinations drawn at random; `tpe`: each combination is
+    proposed from the scores of the earlier ones (Optuna's tree-structured Parzen estimator; needs
     `pip install 'tgsent[tpe]'`)."""
     variants: Annotated[int, Field(ge=1, le=_MOST)] | None = None
     """How many combinations `random` and `tpe` try, for each model; a grid tries all."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of the texts that every trial trains on which is held out to compare the variants."""
+    """Share of the texts that no trial tests. It is held out to compare the variants."""
     halving: Annotated[int, Field(ge=2)] | None = None
     """Successive halving. All variants are trained on part of the texts. Of `n`, the best
     `n / halving` are trained on `halving` times as many texts, and so on until all texts are used.
@@ -227,7 +227,7 @@ class RunConfig(Section):
     """The whole config of a run."""
 
     name: FolderName = "default"
-    """Name of the run and of its folder; a config file without one lends its own name."""
+    """Name of the run and of its folder. Default: the name of the config file."""
     models: Annotated[tuple[ModelConfig, ...], Field(min_length=1, strict=False)] = tuple(
         ModelConfig(model=name) for name in DEFAULT_MODELS
     )

@@ -44,7 +44,7 @@ def label_words_problem(words: Sequence[str]) -> str | None:
         if word == other:
             return f'the label word "{word}" occurs twice'
         if other.startswith(word):
-            return f'the label word "{word}" is the beginning of "{other}": give them other words'
+            return f'the label word "{word}" is the beginning of "{other}"'
     return None
 
 
@@ -135,8 +135,8 @@ class PromptConfig(Section):
     """The completion, which follows the prompt without anything between. A space between the two
     belongs here: language models have one token for a space and the word after it."""
     words: LabelWords | None = None
-    """`{label: word}`: what stands for each label in `target`, for this model or variant alone; the
-    label itself is what the word is read back as, and what is scored. `null`: the labels
+    """`{label: word}`: the word that `target` uses for each label, for this model or variant only.
+    Generated words are mapped back to labels, and the labels are scored. `null`: the labels
     themselves, which `data.labels` names for all."""
     template: Literal["plain", "chat"] = "plain"
     """`plain`: the prompt as it is; `chat`: the prompt is a user's turn in the tokenizer's own chat
@@ -220,8 +220,9 @@ class TrainingConfig(Section):
     lora: LoraConfig | None = None
     """`{r: 16, alpha: 32, dropout: 0.05, target: all-linear}`, or some of these: train LoRA
     adapters on the linear layers, with everything else as it is, embeddings included, and merge
-    them into the weights after training. Needs `pip install 'tgsent[lora]'`. For pretrained
-    weights: beside random ones adapters learn next to nothing. `null`: train the model itself."""
+    them into the weights after training. Needs `pip install 'tgsent[lora]'`. Use it with
+    pretrained weights: with random weights, adapters learn almost nothing. `null`: train the model
+    itself."""
     freeze_embeddings: bool = False
     """Leave the token embeddings as they are, and with them an output head that is tied to them
     (GPT-2, GPT-Neo, T5). With this or `lora`, a `prompt.start_token` that the tokenizer lacks is
@@ -324,11 +325,11 @@ class OutputConfig(Section):
     dir: Annotated[Name, must("be a path", lambda path: "\0" not in path)] = "runs"
     """Folder of the run folders."""
     save_model: Literal["none", "first", "all"] = "none"
-    """Of which trials the fine-tuned model is kept."""
+    """The trials whose fine-tuned model is kept."""
     checkpoint_minutes: PositiveFloat | None = 5.0
-    """The most training that a kill may cost: the state of a trial's training is written this
-    often, and at every epoch's end; it takes three times the size of the weights, and is removed
-    when the trial is finished. `null`: never. The package SimpleT5 knows no checkpoints."""
+    """Minutes between checkpoints of a trial; one more is written after every epoch. A checkpoint
+    takes three times the size of the weights and is removed when the trial is finished. `null`: no
+    checkpoints. The package SimpleT5 has none."""
     escape_formulas: bool = True
     """Write an apostrophe before a cell of a CSV file that a spreadsheet could run: one that begins
     with `=`, `+`, `-`, `@`, a tab or a line break, also after apostrophes. Taking it away gives the

@@ -9,7 +9,7 @@ from tgsent.config.aliases import ALIASES, alias_of
 from tgsent.config.messages import Mistake, short
 
 LEARNING_RATE = 1e-4
-"""Written in the package, for all steps."""
+"""The package's fixed learning rate, the same for all steps."""
 
 _ALLOWED: dict[str, dict[str, tuple[object, ...]]] = {
     "prompt": {"start_token": (None,), "template": ("plain",), "shots": (0,)},
@@ -30,11 +30,11 @@ _ALLOWED: dict[str, dict[str, tuple[object, ...]]] = {
     },
     "evaluation": {"decoding": ("free",)},
 }
-"""By section and key; the defaults are allowed."""
+"""Allowed values by section and key; the first is the default."""
 
 
 def conflicts(model: object) -> Iterator[Mistake]:
-    """Yield what an item of `models`, or the common sections, ask of the package that it cannot do.
+    """Yield the settings of an item of `models`, or of the common sections, that are not supported.
 
     The values are not validated yet, so that these mistakes are reported beside all others.
     """

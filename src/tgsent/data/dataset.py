@@ -162,7 +162,7 @@ def _label_words(
     if len(labels) < 2:
         raise DataError(f"{name}: one label only: {', '.join(labels)}; classifying needs two")
     if problem := label_words_problem(labels):
-        raise DataError(f"{name}: {problem}; data.labels names other words")
+        raise DataError(f"{name}: {problem}; set data.labels to other words")
     return frame.assign(label=frame["label"].map(words)), labels
 
 

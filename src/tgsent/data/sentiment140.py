@@ -71,7 +71,9 @@ def _fetch_once(file: Path, url: str, md5: str, progress: Progress) -> None:
         progress.line(f"Sentiment140: fetching {url}")
         with tempfile.TemporaryFile(dir=folder) as archive:
             if _download(archive, url, progress) != md5:
-                raise _unavailable(f"cannot be fetched: what {url} sends is not MD5 {md5}")
+                raise _unavailable(
+                    f"cannot be fetched: the file from {url} does not have the MD5 checksum {md5}"
+                )
             _extract(archive, file, url)
         progress.line(f"Sentiment140: kept in {folder}")
 

@@ -1,4 +1,4 @@
-"""Splits of a sample: one per trial, and those that a sweep chooses settings by."""
+"""Splits of a sample: one per trial, and those on which a sweep compares settings."""
 
 from __future__ import annotations
 
@@ -67,10 +67,10 @@ class TrialSplits:
 
 
 class ValidationSplits:
-    """Splits of the texts that no trial tests, to choose settings by; they share one test part.
+    """Splits of the texts that no trial tests, for comparing settings; they share one test part.
 
-    Number k trains on the k-th of the given shares of what is left for training, stratified by
-    label. Raises DataError where too few texts are left.
+    Split k trains on the k-th of the given shares of the remaining texts, stratified by label.
+    Raises DataError where too few texts are left.
     """
 
     def __init__(

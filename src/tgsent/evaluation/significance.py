@@ -111,7 +111,7 @@ class Comparison:
 def bootstrap(
     trials: Sequence[Mapping[str, Answers]], labels: Sequence[str], *, resamples: int = RESAMPLES
 ) -> dict[str, NDArray[np.float64]]:
-    """Weigh the test texts anew; return each model's mean macro-F1 over the trials in each draw.
+    """Draw weights for the test texts; return each model's mean macro-F1 over the trials per draw.
 
     Every trial is a mapping from all models to their answers to the same texts. This is the
     Bayesian bootstrap (Rubin 1981): instead of drawing texts with replacement, each gets a random
@@ -121,8 +121,9 @@ def bootstrap(
     Texts that were answered alike are interchangeable, and the sum of n weights is Gamma(n), so
     that these are drawn. Returns `(resamples,)` per model.
 
-    As it is, the spread of a mean over n texts would be that of n + 1, where n - 1 is right; the
-    weights of a label with n texts in a trial are therefore Gamma(1 - 2 / n), and at least of 1/2.
+    With Exp(1) weights, the variance of a mean over n texts is proportional to 1 / (n + 1) instead
+    of 1 / (n - 1). The weights of a label with n texts in a trial are therefore Gamma(1 - 2 / n),
+    with a shape of at least 1/2.
 
     Of more than 100 trials there are fewer draws, down to 400: their mean varies little.
     """

@@ -13,7 +13,7 @@ import numpy as np
 from tgsent.config import TrialSpec
 from tgsent.evaluation.generate import classify
 from tgsent.modeling import loading, speedups
-from tgsent.modeling.prompts import choose_shots
+from tgsent.modeling.prompts import choose_shots, without_shots
 from tgsent.progress import Quiet
 from tgsent.records import Split
 from tgsent.training import adapters, loop, memory
@@ -56,7 +56,7 @@ def measure(spec: TrialSpec, split: Split) -> Cost:
     speedups.apply(loaded.model)
     shots = choose_shots(split.train, spec)
     encoder = loading.prompt_encoder(loaded, spec, shots)
-    examples = encoder.encode_examples([one for one in split.train if one not in shots])
+    examples = encoder.encode_examples(without_shots(split.train, shots))
     loading_seconds = time.perf_counter() - started
 
     recipe = resolve(training, loaded.family, loaded.model.num_parameters(), len(examples))

@@ -18,7 +18,7 @@ from tgsent.experiment.sweep import rounds_of
 from tgsent.files import show_size
 from tgsent.modeling import loading
 from tgsent.modeling.loading import LoadedModel
-from tgsent.modeling.prompts import choose_shots
+from tgsent.modeling.prompts import choose_shots, without_shots
 from tgsent.modeling.tokens import legibility
 from tgsent.records import Encoded, Split
 from tgsent.training import memory
@@ -153,8 +153,9 @@ def plan_model(spec: TrialSpec, split: Split) -> ModelPlan:
     training = backend.settings(spec) or spec.training
     loaded = loading.describe(spec, split.train)
     notes = backend.check(spec, loaded=loaded)
-    encoder = loading.prompt_encoder(loaded, spec, choose_shots(split.train, spec))
-    train = encoder.encode_examples(split.train)
+    shots = choose_shots(split.train, spec)
+    encoder = loading.prompt_encoder(loaded, spec, shots)
+    train = encoder.encode_examples(without_shots(split.train, shots))
     truncated = encoder.truncated
     test = encoder.encode_prompts([example.text for example in split.test])
     recipe = resolve(training, loaded.family, loaded.model.num_parameters(), len(train))

@@ -135,7 +135,7 @@ def _choose(run: StoredRun, model: str | None, trial: int | None) -> tuple[str, 
     raise RunFolderError(
         f"{where}: no weights of {what} were kept (output.save_model)\n"
         f"{shlex.join([*command, '--set', f'output.save_model={wanted}'])}\n"
-        "trains again what it keeps, and leaves the other trials as they are"
+        "this command trains those trials again and keeps their models; other trials stay unchanged"
     )
 
 

@@ -274,9 +274,9 @@ def optimism(
 ) -> float:
     """Estimate the selection bias of the best variant, in macro-F1; 0 for a single variant.
 
-    On texts drawn anew with replacement, the best variant scores more than it does on the texts as
-    they are. The mean difference is the bootstrap's estimate of the bias (Efron & Tibshirani 1993,
-    chapter 10, of the maximum).
+    In each draw of `bootstrap`, the best variant scores more than the same variant does on the
+    actual texts. The mean difference is the bootstrap's estimate of the bias of the maximum
+    (Efron & Tibshirani 1993, chapter 10).
     """
     if len(answers) < 2:
         return 0.0

@@ -97,9 +97,9 @@ def inputs(
 
 def token_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Compute the negative log-likelihood of each label, 0 where it is IGNORE: (B, T)."""
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    arguments = {name: tensor for name, tensor in batch.items() if name != "labels"}
     labels = batch["labels"]
-    logits = model(**inputs, use_cache=False).logits  # (B, T, vocabulary)
+    logits = model(**arguments, use_cache=False).logits  # (B, T, vocabulary)
     losses = functional.cross_entropy(
         logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none"
     )

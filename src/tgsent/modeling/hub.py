@@ -242,7 +242,8 @@ class _Repository:
         files = {file.rfilename: file for file in info.siblings or ()}
         _check_names(self.model, self.repo_id, files, weights)
         wanted = _small_files(files) + (weight_files(files) if weights else [])
-        wanted.sort(key="config.json".__eq__)  # last, so that where it is, all others are
+        # last, so that where it is, all others are
+        wanted.sort(key=lambda name: name == "config.json")
         missing = [
             name
             for name in wanted

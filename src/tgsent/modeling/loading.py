@@ -123,7 +123,7 @@ def _config(name: str, folder: Path) -> PreTrainedConfig:
 
 def _check_generates(config: PreTrainedConfig, name: str, family: Family) -> None:
     """Raise ConfigError for a model that does not generate text from left to right."""
-    kind = f'a model of the kind "{config.model_type}"'
+    kind = f'a model of type "{config.model_type}"'
     generating: Container[type[PreTrainedConfig]] = (
         transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
         if family.is_seq2seq

@@ -56,6 +56,11 @@ def choose_shots(train: Sequence[Example], spec: TrialSpec) -> tuple[Example, ..
     return tuple(chosen)
 
 
+def without_shots(train: Sequence[Example], shots: Sequence[Example]) -> list[Example]:
+    """Return the texts to train on: every prompt shows the worked examples with their labels."""
+    return [example for example in train if example not in shots]
+
+
 @dataclass
 class PromptEncoder:
     r"""Encode prompts and targets for one tokenizer.

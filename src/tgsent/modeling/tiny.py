@@ -1,4 +1,4 @@
-"""Tiny models of the three families: a small architecture, its tokenizer trained on the spot."""
+"""Tiny models of three types: a small architecture, its tokenizer trained on the spot."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _LONGEST_PIECE = 16
 
 
 def architecture(model: str, model_type: str, positions: int) -> PreTrainedConfig:
-    """Return a small architecture of the model's family.
+    """Return a small architecture of the given model type.
 
     GPT-Neo and T5 do not scale their attention scores; many small heads are to keep those of an
-    untrained model from saturating. Most sizes were chosen by the scores on the very test splits
-    that docs/tweets.md has; later choices (no dropout, wider initial weights,
-    T5's one encoder layer and its vocabulary, all for fewer and faster steps) on a fifth of the
-    texts of a training split.
+    untrained model from saturating. Most sizes were chosen by their scores on the test splits of
+    docs/tweets.md. Later choices (no dropout, wider initial weights, T5's single encoder layer and
+    its vocabulary, all for fewer and faster steps) were made on a fifth of the texts of a training
+    split.
     """
     if model_type == "gpt2":
         return transformers.GPT2Config(
@@ -62,7 +62,7 @@ def architecture(model: str, model_type: str, positions: int) -> PreTrainedConfi
             dropout_rate=0.0,
         )
     raise ConfigError(
-        f"training.init: there is no tiny architecture of the kind of {model}"
+        f"training.init: there is no tiny architecture of the type of {model}"
         f' ("{model_type}"); there are gpt2, gpt_neo and t5'
     )
 

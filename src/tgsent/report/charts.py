@@ -1,7 +1,7 @@
-"""Plots for the report, as SVG within the page, whose colours they take, also in the dark.
+"""Plots for the report, as SVG that takes its colours from the page, in light and dark mode.
 
-Drawn by hand rather than by a library: the marks are few, what is drawn is the same with any
-version of anything, and texts and colours follow the page's style sheet.
+No plotting library is used: there are few marks, and the output does not depend on a library's
+version.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from tgsent.report.markup import shortened
 from tgsent.terminal import printable
 
 WIDTH = 420
-"""In units of the drawing: a phone shows them a little smaller than its pixels, so that texts of 13
-stay legible."""
+"""Width in SVG units. On a phone a unit is a little smaller than a pixel, so text of size 13 stays
+legible."""
 _HEIGHT, _LEFT, _GUTTER, _MARGIN, _LINE = 200, 44, 62, 16, 20
 
 

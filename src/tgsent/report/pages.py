@@ -34,7 +34,7 @@ def _render(template: str, results: Results, run: StoredRun, *, plots: bool) -> 
     environment.filters.update(
         shown=lambda text: printable(without_secrets(text)),
         md=lambda text: markdown(without_secrets(text)),
-        # as code, mentions and references in a text are none where the page is pasted
+        # as code, so that GitHub does not link @names and #numbers in a text
         code=lambda text: code(without_secrets(text)) if text.strip() else "",
         fenced=lambda text: fenced(without_secrets(text)),
         json=json_line,

@@ -46,7 +46,7 @@ def sections(results: Results, run: StoredRun) -> list[Section]:
         *map(_sweep, results.manifest.sweep),
         ("Warnings", [Bullets([*failures, *tables.notes(results)])]),
         ("Labels", [_labels(scored), *map(confusions, scored)]),
-        ("Can the probabilities be believed?", [_calibration(models), figures.reliability(models)]),
+        ("Calibration", [_calibration(models), figures.reliability(models)]),
         ("Training", [figures.losses(models, run)]),
         ("Time and memory", [_costs(scored)]),
         (

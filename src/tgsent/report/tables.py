@@ -95,9 +95,10 @@ def _notes_on_scores(results: Results, *, narrow: bool) -> list[str]:
     if extra:
         tested += f"; all: with {extra[0] - splits[0].n_test:,} more from outside the sample"
     if narrow:
+        if len(splits) > MOST_TRIALS:
+            return [tested, "splits of all trials are in manifest.json"]
         hashes = " ".join(f"{split.trial}:{split.sha256[:12]}" for split in splits)
-        few = len(splits) <= MOST_TRIALS
-        return [tested, f"splits {hashes if few else 'of all trials are in manifest.json'}"]
+        return [tested, f"splits {hashes}"]
     if extra:
         tested += "; the tables on labels count the sample's own alone"
     return [

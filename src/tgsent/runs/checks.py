@@ -6,11 +6,10 @@ import glob
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import yaml
 from pydantic_core import to_jsonable_python
 
 from tgsent import config as configs
-from tgsent.config import RunConfig, TrialSpec, earlier, resolve_calibration
+from tgsent.config import RunConfig, TrialSpec, earlier, resolve_calibration, yaml_source
 from tgsent.errors import ConfigError, RunFolderError
 from tgsent.files import json_line, read_object
 from tgsent.runs import manifest
@@ -81,7 +80,7 @@ def _other_results(folder: Path, what: str) -> RunFolderError:
 def read_config(folder: Path) -> RunConfig | None:
     """Load the config of the results in a folder; return None where it has none.
 
-    A key that an earlier version did not have gets the value that does what that version did.
+    Keys that were added later get the value that keeps the old behaviour.
     Raises RunFolderError where the file is not the config of a run.
     """
     file = folder / "config.yaml"
@@ -91,8 +90,8 @@ def read_config(folder: Path) -> RunConfig | None:
         config = configs.load(str(file))
     except ConfigError as error:
         raise _no_config(str(error)) from None
-    values = yaml.safe_load(file.read_bytes()) or {}
-    if "models" not in values:
+    values = yaml_source.parse(file.read_text("utf-8"), str(file)).value
+    if not isinstance(values, dict) or "models" not in values:
         raise _no_config(f"{file}: lists no models")
     lacking = [
         f"{'.'.join(map(str, keys))}={json_line(value)}"

@@ -78,7 +78,7 @@ def read(path: Path) -> StoredRun:
             answers = _answers(path, metrics, (name, number))
             with_log = len(trials.get(name, ())) < _MOST_LOGS
             log = RunFolder(path).log(metrics) if with_log else []
-            _check_texts(metrics, splits)
+            _add_split(metrics, splits)
         except (UnusableError, OSError, ValueError, csv.Error) as problem:
             left_out.append(f"{name} trial {number} ({problem})")
             continue
@@ -115,13 +115,14 @@ def _answers(path: Path, metrics: TrialMetrics, key: tuple[str, str]) -> list[Pr
     return answers
 
 
-def _check_texts(metrics: TrialMetrics, splits: dict[int, SplitSummary]) -> None:
+def _add_split(metrics: TrialMetrics, splits: dict[int, SplitSummary]) -> None:
     """Add the split of a trial to `splits`; raise UnusableError where that has other texts."""
     split = SplitSummary(
         metrics.trial, metrics.seed, metrics.split_sha256, metrics.n_train, metrics.n_test,
         metrics.overlap, metrics.extra_sha256,
     )  # fmt: skip
-    if _texts(splits.setdefault(split.trial, split)) != _texts(split):
+    known = splits.setdefault(split.trial, split)
+    if _texts(known) != _texts(split):
         raise UnusableError("tested on other texts")
 
 
@@ -175,23 +176,23 @@ def _combined_manifest(named: Sequence[tuple[StoredRun, Mapping[str, str]]]) -> 
 
     Each run comes with the new names of its models.
     """
-    manifests = [(run.manifest, to) for run, to in named]
-    splits = {split.trial: split for one, _ in manifests for split in one.splits}
-    articles = [(one.article, to) for one, to in manifests if one.article]
+    pairs = [(run.manifest, to) for run, to in named]
+    splits = {split.trial: split for one, _ in pairs for split in one.splits}
+    articles = [(one.article, to) for one, to in pairs if one.article]
     published = {to[name]: x for one, to in articles for name, x in one.mean_macro_f1.items()}
     return replace(
-        manifests[0][0],
+        pairs[0][0],
         models=tuple(
             replace(model, name=to.get(model.name, model.name))
-            for one, to in manifests
+            for one, to in pairs
             for model in one.models
         ),
         article=replace(articles[0][0], mean_macro_f1=published) if articles else None,
         splits=tuple(splits[number] for number in sorted(splits)),
-        sweep=tuple(replace(x, model=to[x.model]) for one, to in manifests for x in one.sweep),
+        sweep=tuple(replace(x, model=to[x.model]) for one, to in pairs for x in one.sweep),
         combined=tuple(
             CombinedRun(str(run.paths[0]), m.command, m.git_commit, m.started, m.finished)
-            for (run, _), (m, _) in zip(named, manifests, strict=True)
+            for (run, _), (m, _) in zip(named, pairs, strict=True)
         ),
     )
 

@@ -1,4 +1,4 @@
-"""What training changes of a model: all of it, all but its embeddings, or adapters beside it."""
+"""Which weights are trained: all, all but the embeddings, or adapters."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tgsent.errors import ConfigError
 def prepare(model: PreTrainedModel, training: TrainingConfig) -> Callable[[], object]:
     """Set up `model` in place for training; return the function to call after training.
 
-    It merges adapters, if there are any, into the weights, so that the model has its first
-    architecture again. Raises ConfigError where the model cannot be trained that way.
+    It merges adapters, if there are any, into the weights, so that the model has its
+    original architecture again. Raises ConfigError where the model cannot be trained that way.
     """
     if training.freeze_embeddings:
         model.get_input_embeddings().requires_grad_(False)
@@ -25,7 +25,7 @@ def prepare(model: PreTrainedModel, training: TrainingConfig) -> Callable[[], ob
     if training.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise ConfigError(
-                "training.gradient_checkpointing: models of the kind"
+                "training.gradient_checkpointing: models of type"
                 f' "{model.config.model_type}" do not support it'
             )
         # the name in older versions of transformers 5 is gradient_checkpointing_enable
@@ -42,7 +42,7 @@ def _add_adapters(model: PreTrainedModel, lora: LoraConfig) -> Callable[[], obje
 
     if lora.target == "attention" and model.config.model_type not in ATTENTION:
         raise ConfigError(
-            "training.lora.target: peft names no attention layers for models of the kind"
+            "training.lora.target: peft names no attention layers for models of type"
             f' "{model.config.model_type}"; take all-linear, or name the layers'
         )
     config = peft.LoraConfig(
@@ -94,7 +94,7 @@ def _target_modules(model: PreTrainedModel, lora: LoraConfig) -> list[str] | Non
         if not any(f".{name}".endswith(f".{target}") for name in linear):
             known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
             raise ConfigError(
-                f'training.lora.target: models of the kind "{model.config.model_type}" have no'
+                f'training.lora.target: models of type "{model.config.model_type}" have no'
                 f' linear layer "{target}"; there are {known}'
             )
     return list(lora.target)

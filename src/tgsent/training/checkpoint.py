@@ -58,12 +58,12 @@ class Checkpoints:
     identity: dict[str, str]
     """Hashes of the settings and the split that a checkpoint must belong to."""
     seconds: float
-    """The most training that a kill may cost."""
+    """Seconds between two checkpoints."""
     _saved: float = field(default_factory=time.monotonic, init=False)
 
     @property
     def due(self) -> bool:
-        """Whether the last one is old enough."""
+        """Whether the next checkpoint is due."""
         return time.monotonic() - self._saved >= self.seconds
 
     def save(self, state: TrainState) -> None:

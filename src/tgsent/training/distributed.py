@@ -140,6 +140,6 @@ def _errors() -> Iterator[None]:
     except (RuntimeError, ValueError) as error:
         raise ProcessLostError(
             f"another of the {world_size()} processes has ended or lost touch: {reason(error)}\n"
-            "what was finished is kept, and the same command, with as many processes as you like,"
-            " goes on from the last checkpoint"
+            "finished work is kept; run the same command again, with any number of processes, to"
+            " resume from the last checkpoint"
         ) from error

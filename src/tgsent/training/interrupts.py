@@ -15,7 +15,7 @@ from tgsent.training import distributed
 SECONDS_TO_STOP = 8.0
 """A step or a file that takes longer than this to finish is left unfinished."""
 
-GOING_ON = "what was finished is kept, and the same command does the rest"
+RESUME = "finished work is kept; run the same command again to resume"
 
 
 @dataclass
@@ -84,5 +84,5 @@ def _leave() -> None:
     """End this process as a kill would, and show the cursor of a terminal again."""
     show_cursor = "\x1b[?25h" if os.isatty(2) else ""
     with contextlib.suppress(OSError):
-        os.write(2, f"{show_cursor}tgsent: interrupted; {GOING_ON}\n".encode())
+        os.write(2, f"{show_cursor}tgsent: interrupted; {RESUME}\n".encode())
     os._exit(130)

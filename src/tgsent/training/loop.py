@@ -56,7 +56,7 @@ def train(
     synchronize(state, seed)
     at = state.position
     if at.step:
-        progress.line(f"{title}: goes on after step {at.step} of {recipe.total_steps}")
+        progress.line(f"{title}: resumes after step {at.step} of {recipe.total_steps}")
     lengths = [len(example) for example in examples]
     started = time.perf_counter() - at.seconds
     state.model.train()
@@ -149,7 +149,7 @@ def _stop_if_requested(state: TrainState, checkpoints: Checkpoints | None, title
         if checkpoints:
             checkpoints.save(state)
         where = f"{title} after step {state.position.step} of {state.recipe.total_steps}"
-        kept = "the same command goes on from there" if checkpoints else interrupts.GOING_ON
+        kept = "run the same command again to resume" if checkpoints else interrupts.RESUME
         raise StoppedError(f"interrupted: {where}; {kept}")
 
 

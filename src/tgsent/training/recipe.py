@@ -66,7 +66,7 @@ class Recipe:
 
     @property
     def padding(self) -> Literal["longest", "max_tokens"]:
-        """Return the value of `training.padding` that this is."""
+        """The resolved value of `training.padding`."""
         return "longest" if self.pad_to is None else "max_tokens"
 
 

@@ -60,7 +60,7 @@ class SimpleT5(Backend):
         if (kind := loading.model_type(spec.model)) != "t5":
             raise ConfigError(
                 f"training.backend: the package SimpleT5 trains T5, and {spec.model} is a model of"
-                f' the kind "{kind}"; train it with backend: native'
+                f' type "{kind}"; train it with backend: native'
             )
         return Native().check(spec, here=here, loaded=loaded)
 
