@@ -122,6 +122,8 @@ def cli_environment(env: dict[str, str] | None = None) -> dict[str, str]:
 
 @pytest.fixture
 def cli(tmp_path: Path) -> Cli:
+    cli_process.server()
+
     def run(
         *args: str,
         cwd: Path | None = None,

@@ -23,7 +23,7 @@ import torch
 step = torch.optim.AdamW.step
 def stop(self, *args, **named):
     step(self, *args, **named)
-    print(time.time() - started)
+    print(time.time() - started, file=sys.__stdout__)  # while a trial runs, stdout is stderr
     raise KeyboardInterrupt
 torch.optim.AdamW.step = stop
 sys.argv = ["tgsent", "run", "-c", "smoke", "--quiet"]

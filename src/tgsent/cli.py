@@ -216,11 +216,13 @@ def predict(
     """
     if bool(texts) == (file is not None):
         raise ConfigError("expected either texts or --file")
+    if column is not None and file is None:
+        raise ConfigError("--column: is for --file")
     from tgsent.data.texts import given, read
     from tgsent.runs import stored
 
     run = stored.read(run_dir)  # before standard input is waited for
-    source = file.name if file else "the command"
+    source = file.name.replace("<stdin>", "standard input") if file else "the command"
     lines = read(file, source, column) if file else given(texts or ())
     # an error about the whole file comes before the model is loaded
     lines = itertools.chain([*itertools.islice(lines, 1)], lines)
@@ -354,7 +356,8 @@ def main() -> None:
     """Run the command line and exit with the code that the documentation promises."""
     with interrupts.handled():
         code = _run_app()
-    if code == StoppedError.exit_code and distributed.is_main() and "--fresh" in sys.argv:
+    is_fresh_run = "run" in sys.argv[1:2] and "--fresh" in sys.argv and "--dry-run" not in sys.argv
+    if code == StoppedError.exit_code and distributed.is_main() and is_fresh_run:
         _complain("to resume, leave out --fresh if the old results have been moved aside")
     sys.exit(code)
 
@@ -362,7 +365,7 @@ def main() -> None:
 def _run_app() -> int:
     try:
         code = int(app(prog_name="tgsent", standalone_mode=False) or 0)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         code = StoppedError.exit_code
     except Exception as error:  # noqa: BLE001  reported without a traceback
         return _report(error)

@@ -122,6 +122,6 @@ def test_results_of_other_data_are_not_mixed_with_new_ones(tmp_path: Path) -> No
         check_same_data(folder.path, "a" * 64)
     folder.write("manifest.json", "{")
     with pytest.raises(
-        RunFolderError, match=r"manifest\.json: is damaged, or was not written by tgsent; --fresh"
+        RunFolderError, match=r"manifest\.json: is damaged, or was not written by tgsent; delete it"
     ):
         check_same_data(folder.path, "b" * 64)

@@ -19,6 +19,9 @@ from tgsent.errors import ConfigError
 SHIPPED = ("smoke", "default", "article")
 
 
+_MISTAKES_SHOWN = 50
+
+
 class _Change(NamedTuple):
     """What a flag of the command line changes."""
 
@@ -72,7 +75,10 @@ def load(
         place = f"{'.'.join(map(str, path))} ({_origin(path, source, changes)})"
         lines[f"  {place}: {one.message}"] = None
     count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
-    raise ConfigError("\n".join([f"{source.name}: {count} in the config", *lines]))
+    shown = list(lines)[:_MISTAKES_SHOWN]
+    if len(lines) > len(shown):
+        shown.append(f"  and {len(lines) - len(shown)} more")
+    raise ConfigError("\n".join([f"{source.name}: {count} in the config", *shown]))
 
 
 def _read(config: str) -> Source:

@@ -12,7 +12,7 @@ import zlib
 from pathlib import Path
 from typing import IO
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from tgsent.errors import ConfigError, UnavailableError, reason
 from tgsent.files import atomic_writer, cache_folder
@@ -63,7 +63,13 @@ def _unavailable(why: str) -> UnavailableError:
 def _fetch_once(file: Path, url: str, md5: str, progress: Progress) -> None:
     folder = file.parent
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):
+    lock = FileLock(folder / "lock")
+    try:
+        held = lock.acquire(timeout=0)
+    except Timeout:
+        progress.line(f"Sentiment140: waiting for another run to fetch it into {folder}")
+        held = lock.acquire()
+    with held:
         if file.is_file():  # fetched by the run that had the lock
             return
         for left in folder.glob(".*.tmp"):  # by a run that was killed
@@ -86,7 +92,8 @@ def _download(archive: IO[bytes], url: str, progress: Progress) -> str:
     try:
         with requests.get(url, stream=True, timeout=(_CONNECT_SECONDS, _READ_SECONDS)) as answer:
             answer.raise_for_status()
-            size = int(answer.headers.get("Content-Length", 0))
+            length = answer.headers.get("Content-Length", "")
+            size = int(length) if length.isdecimal() else 0
             with progress.task("Sentiment140, MB", math.ceil(size / _MB)) as task:
                 for chunk in answer.iter_content(_MB):
                     archive.write(chunk)

@@ -68,8 +68,12 @@ def _read(name: str, file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         # alone, as the library would read other files beside it, perhaps of another model
         (Path(folder) / file.name).symlink_to(file.resolve())
         with loading.loading_errors(name, file):
-            config = transformers.AutoConfig.from_pretrained(folder, gguf_file=file.name)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
+            config = transformers.AutoConfig.from_pretrained(
+                folder, gguf_file=file.name, trust_remote_code=False
+            )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                folder, gguf_file=file.name, trust_remote_code=False
+            )
             loaded = loading.read_weights(
                 name,
                 Path(folder),

@@ -110,13 +110,19 @@ def model_type(name: str) -> str:
 
 def _config(name: str, folder: Path) -> PreTrainedConfig:
     with loading_errors(name, folder):
+        values, _ = PreTrainedConfig.get_config_dict(folder)
+        if "auto_map" in values and values.get("model_type") not in transformers.CONFIG_MAPPING:
+            raise UnavailableError(
+                f"{name}: asks to run code of its own ({folder / 'config.json'}: auto_map), which"
+                " tgsent never does; choose a model that transformers knows"
+            )
         config: PreTrainedConfig = transformers.AutoConfig.from_pretrained(
             folder, trust_remote_code=False
         )
-    if quantization := getattr(config, "quantization_config", None):
+    if getattr(config, "quantization_config", None):
         raise ConfigError(
-            f"{name}: its weights are quantised ({quantization.get('quant_method')}), which tgsent"
-            " does not train; use the unquantised model"
+            f"{name}: its weights are quantised, which tgsent does not train; use the unquantised"
+            " model"
         )
     return config
 

@@ -84,6 +84,8 @@ def read_config(folder: Path) -> RunConfig | None:
     Raises RunFolderError where the file is not the config of a run.
     """
     file = folder / "config.yaml"
+    if folder.exists() and not folder.is_dir():
+        raise RunFolderError(f"{folder}: is a file, not a run folder")
     if not file.exists():
         return None
     try:

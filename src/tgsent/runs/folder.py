@@ -73,7 +73,9 @@ class RunFolder:
         try:
             lock = filelock.FileLock(place).acquire(timeout=wait_seconds, poll_interval=0.02)
         except filelock.Timeout:
-            holder = place.read_text("utf-8").strip() or "another run"
+            holder = "another run"
+            with contextlib.suppress(OSError, ValueError):  # it may have ended meanwhile
+                holder = place.read_text("utf-8").strip() or holder
             raise RunFolderError(f"{self.path}: {holder} is {work}") from None
         with storage_errors(place):
             place.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", "utf-8")

@@ -39,7 +39,8 @@ def read_record(kind: type[T], file: Path) -> T | None:
         raise RunFolderError(f"{file}: cannot be read: {error.strerror}") from None
     except ValueError:
         raise UnusableError(
-            f"{file}: is damaged, or was not written by tgsent; --fresh moves the run folder aside"
+            f"{file}: is damaged, or was not written by tgsent; delete it, or move the run folder"
+            " aside with --fresh"
         ) from None
 
 

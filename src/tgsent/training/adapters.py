@@ -54,7 +54,10 @@ def _add_adapters(model: PreTrainedModel, lora: LoraConfig) -> Callable[[], obje
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     # the bare tuner, not get_peft_model: the model stays of its own class
-    adapters = peft.LoraModel(model, config, "default")
+    try:
+        adapters = peft.LoraModel(model, config, "default")
+    except ValueError as error:
+        raise ConfigError(f"training.lora.target: {error}") from None
     tied = model.config.tie_word_embeddings
 
     def merge() -> None:

@@ -23,6 +23,8 @@ _T = TypeVar("_T")
 
 _TIMEOUT = timedelta(days=30)  # the others wait as long as the main process works alone
 
+_LARGE = 2**20  # numbers in a tensor that is sent by itself, without being copied
+
 _unfinished: list[object] = []
 """Work that was begun and not finished. Process-wide, as a process is one of them as a whole."""
 
@@ -126,17 +128,26 @@ def all_reduce(tensors: Sequence[Tensor]) -> None:
     import torch
     from torch.nn.utils import vector_to_parameters
 
-    together = torch.cat([tensor.flatten() for tensor in tensors])  # as each message costs time
+    large = [tensor for tensor in tensors if tensor.numel() >= _LARGE and tensor.is_contiguous()]
+    small = [tensor for tensor in tensors if tensor.numel() < _LARGE or not tensor.is_contiguous()]
     with _errors():
-        torch.distributed.all_reduce(together)
-    vector_to_parameters(together, tensors)
+        for tensor in large:
+            torch.distributed.all_reduce(tensor)
+        if small:  # in one message, as each costs time
+            together = torch.cat([tensor.flatten() for tensor in small])
+            torch.distributed.all_reduce(together)
+            vector_to_parameters(together, small)
 
 
 @contextlib.contextmanager
 def _errors() -> Iterator[None]:
     """Raise ProcessLostError for what torch raises where another process has ended."""
+    import torch
+
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, ValueError) as error:
         raise ProcessLostError(
             f"another of the {world_size()} processes has ended or lost touch: {reason(error)}\n"

@@ -80,8 +80,9 @@ def limit(device: str) -> int:
     """
     if device == "cuda":
         return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
-    ram = min([psutil.virtual_memory().total, *_cgroup_limits()])
-    total = int(ram + psutil.swap_memory().total)
+    total: int = min(
+        [psutil.virtual_memory().total + psutil.swap_memory().total, *_cgroup_limits()]
+    )
     address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
     return total if address_space == resource.RLIM_INFINITY else min(total, address_space)
 
@@ -95,9 +96,9 @@ def peak() -> int:
 def _cgroup_limits(
     root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
 ) -> Iterator[int]:
-    """Yield the memory limits of this process's control group, and of those above it.
+    """Yield the limits of memory and swap of this process's control group, and of those above it.
 
-    A container has its limit at the root that it sees.
+    A container has its limits at the root that it sees.
     """
     lines = membership.read_text().splitlines() if membership.exists() else []
     own = [line.removeprefix("0::/") for line in lines if line.startswith("0::/")]  # version 2
@@ -105,7 +106,11 @@ def _cgroup_limits(
     for folder in (group, *group.parents):
         # "max", or no such file: no limit here
         with contextlib.suppress(OSError, ValueError):
-            yield int((folder / "memory.max").read_text())
+            ram = int((folder / "memory.max").read_text())
+            swap = psutil.swap_memory().total
+            with contextlib.suppress(OSError, ValueError):
+                swap = int((folder / "memory.swap.max").read_text())
+            yield ram + swap
 
 
 @contextlib.contextmanager

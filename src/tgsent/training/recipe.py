@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from accelerate.utils import LoggerType
 
 from tgsent.config import TrainingConfig
 from tgsent.errors import UnavailableError
@@ -75,6 +76,11 @@ def check_installed(training: TrainingConfig) -> None:
     packages: dict[str, str] = {name: name for name in training.report_to}
     if training.lora is not None:
         packages["lora"] = "peft"
+    if unknown := set(training.report_to) - {str(name) for name in LoggerType}:
+        raise UnavailableError(
+            f"training.report_to: this accelerate knows no {min(unknown)};"
+            " pip install -U accelerate"
+        )
     missing = {e: name for e, name in packages.items() if not importlib.util.find_spec(name)}
     if missing:
         raise UnavailableError(

@@ -134,19 +134,21 @@ def _import_package() -> None:
 
 
 def _versions(python: Path) -> dict[str, str]:
-    versions: dict[str, str] = json.loads(_call(python.name, python, "-I", "-c", _ASK_VERSIONS))
+    versions: dict[str, str] = json.loads(
+        _call(python.name, python, "-I", "-c", _ASK_VERSIONS, seconds=60)
+    )
     return versions
 
 
-def _call(name: str, *command: str | Path) -> str:
-    """Return what a command prints; raise UnavailableError where it fails."""
+def _call(name: str, *command: str | Path, seconds: float | None = None) -> str:
+    """Return what a command prints; raise UnavailableError where it fails or takes too long."""
     # PYTHONPATH would show the new environment the packages of this one
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     try:
         done = subprocess.run(  # noqa: S603  our own commands
-            command, capture_output=True, text=True, env=env, check=False
+            command, capture_output=True, text=True, env=env, check=False, timeout=seconds
         )
-    except OSError as error:
+    except (OSError, subprocess.TimeoutExpired) as error:
         raise UnavailableError(f"{name} cannot be run: {error}") from error
     if done.returncode != 0:
         said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]

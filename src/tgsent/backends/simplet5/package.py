@@ -178,7 +178,8 @@ class _Worker:
         Raises TrialError where the worker has ended, UnavailableError where it has no such device.
         """
         assert self.process.stdout is not None  # noqa: S101  it was asked for
-        if line := self.process.stdout.readline():
+        line = self.process.stdout.readline()
+        if line.endswith("\n"):  # else the worker has ended, perhaps while it wrote
             told = SimpleNamespace(**json.loads(line))
             if told.event == "unavailable":
                 raise UnavailableError(
@@ -224,14 +225,17 @@ def _running(python: Path, folder: Path, title: str) -> Iterator[_Worker]:
 
 def _lend_model(start: Path, folder: Path) -> None:
     """Link the files of a model into `folder`; write its tokenizer's settings as transformers 4."""
-    shutil.copytree(start.resolve(), folder, copy_function=os.symlink)
+    folder.mkdir()
+    for path in start.resolve().iterdir():
+        if path.is_file():
+            (folder / path.name).symlink_to(path)
     file = folder / "tokenizer_config.json"
     settings = json.loads(file.read_bytes()) if file.is_file() else {}
-    if "backend" not in settings:  # which transformers 5 writes
+    special = settings.pop("extra_special_tokens", [])
+    if "backend" not in settings or not isinstance(special, list):  # transformers 5 writes both
         return
     for key in ("backend", "is_local"):
         settings.pop(key, None)
-    special = settings.pop("extra_special_tokens", [])
     settings["additional_special_tokens"] = special
     settings["tokenizer_class"] = "T5Tokenizer"
     # T5's class adds 100 tokens of its own, beyond the model's embeddings, unless told otherwise
