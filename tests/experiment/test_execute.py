@@ -26,7 +26,7 @@ def test_at_most_six_frames_lead_from_the_command_to_the_optimizer(
 
     monkeypatch.setattr(torch.optim.AdamW, "step", noted)
     overrides = ["data.sample_size=60", "data.test_fraction=0.2", "training.epochs=1"]
-    cli.run("smoke", ["gpt2"], 1, str(tmp_path), overrides, quiet=True)
+    cli.run("smoke", ["gpt2"], 1, output=str(tmp_path), overrides=overrides, quiet=True)
     assert ways
     for way in ways:
         assert way[:2] == ["cli.run", "execute.run"]

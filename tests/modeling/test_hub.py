@@ -404,7 +404,7 @@ def test_a_repository_that_asks_for_code_is_refused(
     with serve({"me/mine": Repository(files)}) as hub:
         done = cli(*SMALL, "-m", "me/mine", env=hub_environment(hub.endpoint, tmp_path / "cache"))
     assert done.returncode == 3
-    assert "the model me/mine cannot be loaded" in done.stderr
-    assert "contains custom code" in done.stderr
+    assert "me/mine: asks to run code of its own" in done.stderr
+    assert "which tgsent never does" in done.stderr
     assert not list(tmp_path.rglob("was_run"))
     assert not (tmp_path / "runs/default").exists()

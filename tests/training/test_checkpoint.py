@@ -71,7 +71,7 @@ def test_a_training_that_was_stopped_ends_like_one_that_was_not(
     plain = whole.train(None)
     with monkeypatch.context() as patch:
         stop_after(step, patch)
-        with pytest.raises(StoppedError, match=f"a trial after step {step} of 6; the same command"):
+        with pytest.raises(StoppedError, match=f"a trial after step {step} of 6; run the same"):
             Trial(model).train(tmp_path, minutes=60)
     resumed = Trial(model)
     trained = resumed.train(tmp_path)

@@ -119,10 +119,11 @@ def _config(name: str, folder: Path) -> PreTrainedConfig:
         config: PreTrainedConfig = transformers.AutoConfig.from_pretrained(
             folder, trust_remote_code=False
         )
-    if getattr(config, "quantization_config", None):
+    if quantization := getattr(config, "quantization_config", None):
+        method = quantization.get("quant_method") or "by an unnamed method"
         raise ConfigError(
-            f"{name}: its weights are quantised, which tgsent does not train; use the unquantised"
-            " model"
+            f"{name}: its weights are quantised ({method}), which tgsent does not train; use the"
+            " unquantised model"
         )
     return config
 
