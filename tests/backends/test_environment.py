@@ -100,7 +100,7 @@ def test_what_is_broken_is_made_anew(maker: Maker) -> None:
     (environment.folder() / "bin/python").unlink()
     told: list[str] = []
     environment.set_up(told.append)
-    assert any("is broken and made anew: import simplet5 cannot be run" in line for line in told)
+    assert any("is broken and is rebuilt: import simplet5 cannot be run" in line for line in told)
     assert environment.find()[1] == VERSIONS
 
 

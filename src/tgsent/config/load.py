@@ -18,7 +18,6 @@ from tgsent.errors import ConfigError
 
 SHIPPED = ("smoke", "default", "article")
 
-
 _MISTAKES_SHOWN = 50
 
 

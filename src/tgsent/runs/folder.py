@@ -34,7 +34,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self, *, wait_seconds: float = 0) -> Iterator[None]:
-        """Lock the folder while the context is open; `wait_seconds` of -1 waits for ever.
+        """Lock the folder while the context is open; `wait_seconds` of -1 waits forever.
 
         Raises RunFolderError where another run has it or the folder cannot be written.
         """

@@ -102,7 +102,8 @@ class Checkpoints:
                     about = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
                     # copies: else the file would stay mapped, and its space taken, to the end
                     tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            except (SafetensorError, ValueError):  # damaged
+                position, dropout = Position(**about["position"]), tensors["random.cpu"]
+            except (SafetensorError, ValueError, LookupError, TypeError):  # damaged
                 about, tensors = {}, {}
             shapes = {name: tensor.shape for name, tensor in tensors.items()}
             if (about.get("format"), about.get("identity")) != (_FORMAT, self.identity) or any(
@@ -114,12 +115,12 @@ class Checkpoints:
                 )
                 path.unlink()
                 continue
-            _load(state, Position(**about["position"]), tensors)
+            _load(state, position, tensors)
             # of fp16's gradients; earlier versions kept it beside the random numbers
             scaler = about.get("scaler") or about.get("random", {}).get("scaler")
             if state.accelerator.scaler and scaler:
                 state.accelerator.scaler.load_state_dict(scaler)
-            torch.set_rng_state(tensors["random.cpu"])
+            torch.set_rng_state(dropout)
             if state.accelerator.device.type == "cuda" and "random.cuda" in tensors:
                 torch.cuda.set_rng_state(tensors["random.cuda"], state.accelerator.device)
             return

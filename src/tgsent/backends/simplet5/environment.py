@@ -94,7 +94,7 @@ def set_up(report: Callable[[str], None], *, fresh: bool = False) -> None:
                 try:
                     _import_package()
                 except UnavailableError as error:
-                    report(f"it is broken and made anew: {str(error).splitlines()[0]}")
+                    report(f"it is broken and is rebuilt: {str(error).splitlines()[0]}")
                 else:
                     report(f"the package simplet5 is set up in {place}")
                     return
@@ -104,7 +104,7 @@ def set_up(report: Callable[[str], None], *, fresh: bool = False) -> None:
 
 
 def _make(place: Path, report: Callable[[str], None]) -> None:
-    report(f"making an environment for the package simplet5 in {place}")
+    report(f"creating an environment for the package simplet5 in {place}")
     _marker().unlink(missing_ok=True)  # first: what is incomplete must not look complete
     shutil.rmtree(place, ignore_errors=True)
     _call("venv", sys.executable, "-m", "venv", place)
