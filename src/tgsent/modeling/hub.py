@@ -183,7 +183,10 @@ class _Repository:
 
     def unavailable(self, why: str, way_out: str = "") -> UnavailableError:
         """Return an error that names the model, the reason and the ways out."""
-        way_out = way_out or "unset HF_HUB_OFFLINE, set HF_ENDPOINT to a hub that can be reached"
+        if not way_out:
+            is_offline = constants.is_offline_mode()
+            reachable = "set HF_ENDPOINT to a hub that can be reached"
+            way_out = "unset HF_HUB_OFFLINE" if is_offline else reachable
         if "/" not in self.repo_id:
             near = difflib.get_close_matches(self.repo_id.lower(), ALIASES, n=1, cutoff=0.5)
             guess = f"did you mean {near[0]}?" if near else f"there are {', '.join(ALIASES)}"
